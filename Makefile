@@ -1,0 +1,55 @@
+# Two commands: `make demo` and `make test`. Everything they need is set up in .venv and .triton.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := client,torch,export,train,ui,dev
+# An old server for tests and demos only; production runs NVIDIA's container (README, "Serving").
+TRITON_WHEEL := nvidia-pytriton==0.7.0
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: help setup demo test lint bench bundle test-models test-slow clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready .triton/.ready  ## the virtual environment and the test server
+
+$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+.triton/.ready: $(VENV)/.ready
+	@if [ "$$(uname -s)" = Linux ]; then \
+	  $(BIN)/python -m pip install --quiet --no-deps --upgrade --target .triton '$(TRITON_WHEEL)'; \
+	else mkdir -p .triton; echo "no tritonserver for this system: the serving parts are Linux only"; fi
+	touch $@
+
+demo: setup  ## enrol and identify synthetic walkers, in-process and through a real Triton server
+	$(BIN)/gaitsdk demo
+
+test: setup lint  ## format, types and every test (about ten minutes on two cores)
+	$(BIN)/python -m pytest -m 'not slow and not models'
+
+test-models: setup  ## published sizes of every architecture
+	$(BIN)/python -m pytest -m models
+
+test-slow: setup  ## the longer checks
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bundle: setup  ## train the shipped bundle again on synthetic walkers (about 90 minutes on two cores)
+	$(BIN)/python -m gaitsdk_training.recipes.default
+
+bench: setup  ## the committed measurements, again on this machine
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what was built, not what was trained
+	rm -rf $(VENV) .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

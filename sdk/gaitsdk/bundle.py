@@ -1,0 +1,351 @@
+"""A bundle: the folder `NAME.gait/` with a model and everything that is needed to use it.
+
+    manifest.json            what it is; carries its own checksum and the sha256 of every file
+    backbone.safetensors     weights of the backbone (no classifier)
+    reranker.safetensors     weights of CarGait, where the bundle has one
+    artefacts/               compiled networks, each beside its NAME.export.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gaitsdk.errors import BundleError, OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+Network = Literal["backbone", "reranker"]
+ARTEFACT_SUFFIX = {"onnx": ".onnx", "torchscript": ".torchscript"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Architecture(_Strict):
+    """`gaitsdk.models.create(name, **options)` builds it."""
+
+    name: str
+    options: dict[str, Any]
+
+
+class InputSpec(_Strict):
+    """What the backbone eats: `[T, size, size]` uint8; the graph drops `cut` columns a side and divides by `scale`."""
+
+    size: int
+    cut: int
+    scale: float = 255.0
+    normalisation: str = "tight rows, cubic resize to size, centred on the median column of mass"
+    channels: int = 1
+
+
+class RerankerSpec(_Strict):
+    """A re-ranker and the length K of the list that it was trained to re-order."""
+
+    name: str
+    options: dict[str, Any]
+    k: int = 10
+
+
+class FileEntry(_Strict):
+    sha256: str
+    bytes: int
+
+
+class Manifest(_Strict):
+    """`manifest.json`, field by field; unknown fields are refused."""
+
+    format_version: int
+    name: str
+    architecture: Architecture
+    input: InputSpec
+    embedding: str = "fc"
+    strips: int
+    dims: int
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    length_handling: Literal["cyclic", "alone"] = "cyclic"
+    reranker: RerankerSpec | None = None
+    calibration: list[dict[str, Any]] = Field(default_factory=list)
+    training: dict[str, Any] = Field(default_factory=dict)
+    licence: str
+    files: dict[str, FileEntry]
+
+    @property
+    def k(self) -> int:
+        """Length of the re-ranked list; 0 without a re-ranker."""
+        return self.reranker.k if self.reranker else 0
+
+
+class Bundle:
+    """A loaded bundle. Every file's sha256 has been checked.
+
+    Attributes:
+        path: the folder.
+        manifest: the validated manifest.
+        fingerprint: 64 hex digits: sha256 over architecture, options, input spec, embedding and the backbone's weights
+            only, so that exporting or calibrating invalidates no gallery.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self.fingerprint = _fingerprint(manifest)
+        self.size, self.strips, self.dims = manifest.input.size, manifest.strips, manifest.dims
+        self.metric = manifest.distance
+
+    @classmethod
+    def default_path(cls) -> Path:
+        """Where the shipped bundle lies."""
+        return Path(__file__).parent / "bundles" / "default.gait"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> Bundle:
+        """Reads and checks a bundle (None = the shipped one).
+
+        Raises:
+            BundleError: missing, another format version, or any byte of a listed file or of the manifest changed.
+        """
+        folder = cls.default_path() if path is None else Path(path)
+        manifest = _read_manifest(folder)
+        for name, entry in manifest.files.items():
+            _check_file(folder, name, entry)
+        return cls(folder, manifest)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backbone: nn.Module,
+        reranker: nn.Module | None = None,
+        k: int = 10,
+        name: str | None = None,
+        licence: str = "not stated",
+        training: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> Bundle:
+        """Writes a bundle from trained networks; the folder appears whole or not at all.
+
+        Args:
+            path: the folder, `NAME.gait`.
+            backbone: a `gaitsdk.models` model; its classifier, if any, is left behind.
+            reranker: a `gaitsdk.models.cargait.CarGait`, likewise without its classifier.
+            k: length of the list to re-rank.
+            licence: of the weights (SPDX name), as the user must see it.
+            training: data and figures for people, stored as given (JSON-able).
+            overwrite: replace a bundle that is there.
+        """
+        target = Path(path)
+        if target.suffix != ".gait":
+            raise OptionError("a bundle's folder is called NAME.gait", where="path", got=str(target), fix="add .gait")
+        if target.exists() and not overwrite:
+            raise BundleError("there is something already", where=str(target), fix="pass overwrite=True to replace it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
+        try:
+            manifest = _write_networks(work, backbone, reranker, k, name or target.stem, licence, dict(training or {}))
+            _write_manifest(work, manifest)
+            work.chmod(0o755)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return cls.load(target)
+
+    def artefact(self, network: Network, kind: str) -> Path | None:
+        """The compiled network ("onnx" or "torchscript"), or None where the bundle has none."""
+        name = f"artefacts/{network}{ARTEFACT_SUFFIX[kind]}"
+        return self.path / name if name in self.manifest.files else None
+
+    def add_artefact(self, network: Network, kind: str, source: Path, record: Mapping[str, Any]) -> Path:
+        """Moves a compiled network and its export record into the bundle and lists both in the manifest."""
+        folder = self.path / "artefacts"
+        folder.mkdir(exist_ok=True)
+        name = f"{network}{ARTEFACT_SUFFIX[kind]}"
+        # Until the manifest below is replaced too, a reader sees a checksum that differs and refuses: safe, never wrong.
+        os.replace(source, folder / name)
+        (folder / f"{name}.export.json").write_text(json.dumps(dict(record), indent=1, sort_keys=True) + "\n")
+        listed = {f"artefacts/{each}" for each in (name, f"{name}.export.json")}
+        return self._replace_manifest(listed=listed) / "artefacts" / name
+
+    def annotate(self, *, training: Mapping[str, Any] | None = None, calibration: list[dict[str, Any]] | None = None) -> None:
+        """Replaces the notes on training and/or the calibration; the fingerprint stays."""
+        changes: dict[str, Any] = {}
+        if training is not None:
+            changes["training"] = dict(training)
+        if calibration is not None:
+            changes["calibration"] = calibration
+        self._replace_manifest(**changes)
+
+    def _replace_manifest(self, listed: set[str] | None = None, **changes: Any) -> Path:
+        files = dict(self.manifest.files)
+        files.update({name: _file_entry(self.path / name) for name in listed or ()})
+        self.manifest = self.manifest.model_copy(update={**changes, "files": files})
+        _write_manifest(self.path, self.manifest)
+        return self.path
+
+    def build_backbone(self) -> nn.Module:
+        """The backbone with its weights, in eval mode (needs torch)."""
+        from safetensors.torch import load_file
+
+        from gaitsdk.models import create
+
+        model = create(self.manifest.architecture.name, **self.manifest.architecture.options)
+        model.load_state_dict(load_file(self.path / "backbone.safetensors"))
+        return model.eval()
+
+    def build_reranker(self) -> nn.Module | None:
+        """CarGait with its weights, in eval mode (needs torch), or None where the bundle has no re-ranker."""
+        if self.manifest.reranker is None:
+            return None
+        from safetensors.torch import load_file
+
+        from gaitsdk.models.cargait import CarGait
+
+        model = CarGait(**self.manifest.reranker.options)
+        model.load_state_dict(load_file(self.path / "reranker.safetensors"))
+        return model.eval()
+
+
+def _write_networks(
+    folder: Path,
+    backbone: Any,
+    reranker: Any | None,
+    k: int,
+    name: str,
+    licence: str,
+    training: dict[str, Any],
+) -> Manifest:
+    from safetensors.torch import save_file
+
+    backbone = backbone.for_inference()
+    save_file(_tensors(backbone), folder / "backbone.safetensors")
+    spec = None
+    if reranker is not None:
+        reranker = reranker.for_inference()
+        save_file(_tensors(reranker), folder / "reranker.safetensors")
+        spec = RerankerSpec(name="cargait", options=reranker.options, k=k)
+    height = backbone.input_size[0]
+    names = [each.name for each in folder.iterdir()]
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=name,
+        architecture=Architecture(name=backbone.name, options=backbone.options),
+        input=InputSpec(size=height, cut=(height - backbone.input_size[1]) // 2),
+        embedding=backbone.options.get("embedding", "fc"),
+        strips=backbone.strips,
+        dims=backbone.dims,
+        length_handling=backbone.length_handling,
+        reranker=spec,
+        training=training,
+        licence=licence,
+        files={each: _file_entry(folder / each) for each in sorted(names)},
+    )
+
+
+def _tensors(model: Any) -> dict[str, Any]:
+    return {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def _fingerprint(manifest: Manifest) -> str:
+    identity = {
+        "architecture": manifest.architecture.model_dump(),
+        "input": manifest.input.model_dump(),
+        "embedding": manifest.embedding,
+        "backbone.safetensors": manifest.files["backbone.safetensors"].sha256,
+    }
+    return hashlib.sha256(_canonical(identity)).hexdigest()
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical({k: v for k, v in document.items() if k != "checksum"})).hexdigest()
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    document = manifest.model_dump()
+    document["checksum"] = _checksum(document)
+    temporary = folder / f".{MANIFEST}.tmp"
+    with temporary.open("w") as file:
+        file.write(json.dumps(document, indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    where = str(path)
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BundleError(
+            "no bundle there",
+            where=str(folder),
+            expected=f"a folder NAME.gait with {MANIFEST}",
+            fix="check the path; Recognizer.load() without a path uses the shipped bundle",
+        ) from None
+    except NotADirectoryError:
+        raise BundleError("a bundle is a folder, this is a file", where=str(folder)) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError("the manifest cannot be read", where=where, got=str(error), fix=_RESTORE) from error
+    if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
+        got = document.get("format_version") if isinstance(document, dict) else type(document).__name__
+        raise BundleError(
+            "another bundle format",
+            where=where,
+            got=f"format_version {got}",
+            expected=f"format_version {FORMAT_VERSION}",
+            fix="use the gaitsdk release that wrote it, or export the bundle again",
+        )
+    if document.pop("checksum", None) != _checksum(document):
+        raise BundleError("the manifest was changed after it was written", where=where, fix=_RESTORE)
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        raise BundleError("the manifest is not valid", where=where, got=str(error), fix=_RESTORE) from error
+    for name in ("backbone.safetensors", *(["reranker.safetensors"] if manifest.reranker else [])):
+        if name not in manifest.files:
+            raise BundleError("the manifest does not list a file that it needs", where=where, expected=name, fix=_RESTORE)
+    return manifest
+
+
+_RESTORE = "restore the bundle from where you got it, or write it again"
+
+
+def _file_entry(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts:
+        raise BundleError("the manifest names a file outside the bundle", where=str(folder), got=name, fix=_RESTORE)
+    try:
+        found = _file_entry(folder / name)
+    except OSError as error:
+        raise BundleError("a listed file cannot be read", where=str(folder / name), got=str(error), fix=_RESTORE) from error
+    if found != entry:
+        raise BundleError(
+            "the file was changed after the bundle was written",
+            where=str(folder / name),
+            got=f"{found.bytes} bytes, sha256 {found.sha256[:12]}...",
+            expected=f"{entry.bytes} bytes, sha256 {entry.sha256[:12]}...",
+            fix=_RESTORE,
+        )

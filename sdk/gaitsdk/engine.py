@@ -1,0 +1,186 @@
+"""What a Recognizer stands on: one protocol, a local engine (this process) and a remote one (Triton, in runtimes/triton.py)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from gaitsdk import pipeline
+from gaitsdk.calibration import threshold_for
+from gaitsdk.errors import EmptyGalleryError
+from gaitsdk.pipeline import Answers, Features, Silhouettes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gaitsdk.bundle import Bundle
+    from gaitsdk.gallery import Gallery
+    from gaitsdk.rerankers import Reranker
+    from gaitsdk.runtimes import NetworkRuntime
+
+
+@dataclass(frozen=True)
+class Description:
+    """What really answers: stands in every result.
+
+    Attributes:
+        fingerprint: of the model.
+        size: S, height and width of a normalised silhouette in pixels.
+        strips, dims: shape of a feature map.
+        reranker: its name, "none" where there is none.
+        k: length of the re-ranked list.
+        runtime, device: what executes the networks, as found at load (not as asked for).
+        verify_threshold: the bundle's calibration for pairs, or None.
+    """
+
+    fingerprint: str
+    size: int
+    strips: int
+    dims: int
+    reranker: str
+    k: int
+    runtime: str
+    device: str
+    verify_threshold: float | None = None
+
+
+class Engine(Protocol):
+    """Embeds, searches, re-ranks and keeps the gallery. Sequences are normalised already: `[T, S, S]` uint8."""
+
+    @property
+    def description(self) -> Description: ...
+
+    def embed(self, sequences: Sequence[Silhouettes]) -> Features:
+        """n sequences of any lengths -> `F [n, s, d]`."""
+        ...
+
+    def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers: ...
+
+    def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
+        """`F [n, s, d]` -> entry ids `[n, k]`, distances `[n, k]`."""
+        ...
+
+    def rerank(self, probe: Features, candidates: Features) -> Features:
+        """`[n, s, d]`, `[n, K, s, d]` -> the re-ranker's distances `[n, K]`."""
+        ...
+
+    def enroll(self, identity: str, sequences: Sequence[Silhouettes]) -> list[int]:
+        """Durable when it returns; gives the entry ids."""
+        ...
+
+    def delete(self, identity: str) -> int:
+        """Gives the number of entries deleted."""
+        ...
+
+    def identities(self) -> list[str]: ...
+
+    def thumbnails(self, entry_ids: list[int]) -> list[Silhouettes | None]:
+        """One enrolled frame `[S, S]` per entry, for pictures; None where there is none."""
+        ...
+
+    def count(self) -> int:
+        """Number of entries."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def describe(bundle: Bundle, reranker: str, runtime: str, device: str) -> Description:
+    """What answers with this bundle: one definition, in-process and in Triton."""
+    k = bundle.manifest.k if reranker != "none" else 0
+    return Description(
+        fingerprint=bundle.fingerprint,
+        size=bundle.size,
+        strips=bundle.strips,
+        dims=bundle.dims,
+        reranker=reranker,
+        k=k,
+        runtime=runtime,
+        device=device,
+        verify_threshold=threshold_for(
+            bundle.manifest.calibration, task="verify", reranker=reranker, k=k, gallery_size=1
+        ),
+    )
+
+
+class LocalEngine:
+    """Everything in this process: a runtime for the networks, a re-ranker and a gallery."""
+
+    def __init__(self, bundle: Bundle, runtime: NetworkRuntime, reranker: Reranker | None, gallery: Gallery) -> None:
+        self._runtime, self._reranker, self._gallery = runtime, reranker, gallery
+        self._length_handling = bundle.manifest.length_handling
+        self._calibration = bundle.manifest.calibration
+        name = "none" if reranker is None else reranker.name
+        self.description = describe(bundle, name, runtime.name, runtime.device)
+
+    def embed(self, sequences: Sequence[Silhouettes]) -> Features:
+        return pipeline.embed_many(self._runtime.embed, sequences, length_handling=self._length_handling)
+
+    def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
+        if not self._gallery.count:
+            raise EmptyGalleryError(
+                "nobody is enrolled", where="gallery", fix="enroll at least one identity before identifying"
+            )
+        if threshold is None:
+            threshold = threshold_for(
+                self._calibration,
+                task="identify",
+                reranker=self.description.reranker,
+                k=k,
+                gallery_size=self._gallery.count,
+            )
+        timings: dict[str, float] = {}
+        with _timed(timings, "embed"):
+            features = self.embed(sequences)
+        with _timed(timings, "shortlist"):
+            found = pipeline.shortlist(self._gallery, features, top_k, k if self._reranker else 0)
+        with _timed(timings, "rerank"):
+            distances = self._reranker.rescore(features, found.features) if self._reranker else None
+        answers = pipeline.decide(
+            found,
+            distances,
+            top_k=top_k,
+            threshold=threshold,
+            fingerprint=self.description.fingerprint,
+            gallery_size=self._gallery.count,
+        )
+        return replace(answers, timings_ms=timings)
+
+    def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
+        return self._gallery.search(features, k)
+
+    def rerank(self, probe: Features, candidates: Features) -> Features:
+        if self._reranker is None:
+            return pipeline.strip_distances(probe, candidates)
+        return self._reranker.rescore(probe, candidates)
+
+    def enroll(self, identity: str, sequences: Sequence[Silhouettes]) -> list[int]:
+        features = self.embed(sequences)
+        return pipeline.enroll(self._gallery, identity, sequences, features)
+
+    def delete(self, identity: str) -> int:
+        return self._gallery.delete(identity=identity)
+
+    def identities(self) -> list[str]:
+        return self._gallery.identities()
+
+    def thumbnails(self, entry_ids: list[int]) -> list[Silhouettes | None]:
+        return pipeline.thumbnails(self._gallery, entry_ids, self.description.size)
+
+    def count(self) -> int:
+        return self._gallery.count
+
+    def close(self) -> None:
+        self._gallery.close()
+        self._runtime.close()
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    timings[stage] = (time.perf_counter() - started) * 1e3

@@ -1,0 +1,139 @@
+"""Blocks that the architectures share. Features of strips are [B, s, c] throughout (strips before channels)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEAKY_SLOPE = 0.01
+
+
+def is_tracing() -> bool:
+    """True inside `torch.jit.trace`, where sizes are traced values that Python must not compare."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+class BasicConv2d(nn.Module):
+    """A bare 2-D convolution: no bias, no normalisation. State: `conv.weight`."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=padding, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, c_in, h, w] -> [N, c_out, h', w']."""
+        y: Tensor = self.conv(x)
+        return y
+
+
+class FrameBlock(nn.Module):
+    """Layers that see frames one by one, already folded into the batch. State: `forward_block.*`."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.forward_block = block
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[N, c, h, w] -> [N, c', h', w']."""
+        y: Tensor = self.forward_block(frames)
+        return y
+
+
+class BasicBlock2d(nn.Module):
+    """Residual block: 3x3 (stride), BN, ReLU, 3x3, BN, plus the shortcut, ReLU.
+
+    The shortcut is a 1x1 convolution and BN where stride or width changes, else the identity.
+    State: `conv1 bn1 conv2 bn2` and, where there is one, `downsample.0/.1`.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or c_in != c_out:
+            shortcut = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, c_in, h, w] -> [N, c_out, ceil(h / stride), ceil(w / stride)]."""
+        identity = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y)) + identity
+        return F.relu(y)
+
+
+def horizontal_pyramid_pooling(x: Tensor, bins: Sequence[int]) -> Tensor:
+    """Horizontal pyramid pooling: mean + max over each horizontal strip.
+
+    Args:
+        x: maps [B, c, h, w]; every number in `bins` divides h.
+        bins: how many strips each level of the pyramid has, in the order of the output.
+
+    Returns:
+        [B, s, c], s = sum(bins).
+    """
+    batch, channels, height, width = x.shape
+    levels = []
+    for count in bins:
+        strips = x.reshape(batch, channels, count, height // count * width)
+        levels.append(strips.mean(dim=-1) + strips.amax(dim=-1))
+    return torch.cat(levels, dim=-1).transpose(1, 2)
+
+
+class SeparateFCs(nn.Module):
+    """One linear map without bias per strip. State: `fc_bin` [s, c_in, c_out]."""
+
+    def __init__(self, strips: int, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.fc_bin = nn.Parameter(torch.empty(strips, c_in, c_out))
+        # On the whole tensor, as the published recipes are tuned for: smaller than Xavier strip by strip.
+        nn.init.xavier_uniform_(self.fc_bin)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, s, c_in] -> [B, s, c_out], contiguous."""
+        return torch.matmul(x.transpose(0, 1), self.fc_bin).transpose(0, 1).contiguous()
+
+
+class SeparateBNNecks(nn.Module):
+    """BN neck: batch norm over all dims of all strips, then L2 per strip, then a cosine classifier per strip.
+
+    State: `bn1d.*` over d*s features (index = dim * s + strip), and `fc_bin` [s, d, C] unless `num_classes` is None.
+    """
+
+    def __init__(self, strips: int, dims: int, num_classes: int | None) -> None:
+        super().__init__()
+        self.strips, self.dims, self.num_classes = strips, dims, num_classes
+        self.fc_bin: nn.Parameter | None = None
+        if num_classes is not None:
+            self.fc_bin = nn.Parameter(nn.init.xavier_uniform_(torch.empty(strips, dims, num_classes)))
+        self.bn1d = nn.BatchNorm1d(dims * strips)
+
+    def normalise(self, features: Tensor) -> Tensor:
+        """[B, s, d] -> [B, s, d] with unit norm in each strip, contiguous."""
+        flat = features.transpose(1, 2).reshape(-1, self.dims * self.strips)
+        y = self.bn1d(flat).reshape(-1, self.dims, self.strips).transpose(1, 2)
+        return F.normalize(y, dim=-1).contiguous()
+
+    def logits(self, normalised: Tensor) -> Tensor:
+        """[B, s, d] from `normalise` -> cosines [B, s, C], before any temperature."""
+        if self.fc_bin is None:
+            return normalised.new_zeros((*normalised.shape[:2], 0))
+        return torch.matmul(normalised.transpose(0, 1), F.normalize(self.fc_bin, dim=1)).transpose(0, 1).contiguous()
+
+
+def initialise(model: nn.Module) -> None:
+    """Start values of the published recipes: Xavier for convolutions and linear maps, N(1, 0.02) for BN scales."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,115 @@
+"""Typed options of an architecture: checked once, plain JSON outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gaitsdk.errors import OptionError
+
+OptionsT = TypeVar("OptionsT", bound="ModelOptions")
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of `words` that `word` is most probably a slip of, or None."""
+    matches = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.4)
+    return matches[0] if matches else None
+
+
+def suggest(word: str, words: Iterable[str]) -> str:
+    """The fix for an unknown name: the nearest known one, and all of them."""
+    known = sorted(words)
+    near = nearest(word, known)
+    listed = f"known are {', '.join(known) or '(none)'}"
+    return f"did you mean '{near}'? {listed}" if near else listed
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What every architecture has; subclass it (frozen, keyword only) and add fields with defaults.
+
+    Check further fields in `__post_init__` with the helpers below, calling `super().__post_init__()` first.
+
+    Attributes:
+        size: height and width of one input frame, in pixels.
+    """
+
+    size: tuple[int, int] = (64, 44)
+
+    def __post_init__(self) -> None:
+        self.check_ints("size", count=2)
+
+    @classmethod
+    def parse(cls: type[OptionsT], model: str, values: Mapping[str, Any]) -> OptionsT:
+        """Options from keywords or from JSON.
+
+        Raises:
+            OptionError: an unknown name (the nearest known one is named) or an impossible value.
+        """
+        known = cls.names()
+        for name in values:
+            if name not in known:
+                raise OptionError(
+                    f"model '{model}' has no option '{name}'", where="models.create", fix=suggest(name, known)
+                )
+        return cls(**values)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all options of this architecture."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain JSON-able values; `parse` takes them back."""
+        values = {name: getattr(self, name) for name in self.names()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def check_int(self, name: str, *, optional: bool = False) -> None:
+        """Field `name` is a positive integer, or None where optional."""
+        value = getattr(self, name)
+        if not (_is_positive_int(value) or (optional and value is None)):
+            raise self._refusal(name, "a positive integer" + (" or None" if optional else ""))
+
+    def check_ints(self, name: str, *, count: int | None = None) -> None:
+        """Field `name` is a sequence of `count` positive integers; a list (from JSON) becomes a tuple."""
+        value = getattr(self, name)
+        ok = isinstance(value, (list, tuple)) and len(value) > 0 and all(_is_positive_int(v) for v in value)
+        if not ok or (count is not None and len(value) != count):
+            raise self._refusal(name, f"{count or 'a sequence of'} positive integers")
+        object.__setattr__(self, name, tuple(value))
+
+    def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        """Field `name` is one of `choices`."""
+        value = getattr(self, name)
+        if value not in choices:
+            near = nearest(value, choices) if isinstance(value, str) else None
+            raise self._refusal(name, f"one of {', '.join(choices)}", f"did you mean '{near}'?" if near else None)
+
+    def check_bins(self, bins: tuple[int, ...], height: int, change: str) -> None:
+        """Every bin count divides the height of the last feature map, so that strips are whole rows."""
+        bad = [b for b in bins if height % b]
+        if bad:
+            divisors = ", ".join(str(b) for b in range(1, height + 1) if height % b == 0)
+            raise OptionError(
+                f"a feature map of {height} rows cannot be cut into {bad[0]} equal strips",
+                where=type(self).__name__,
+                got=f"size={self.size}",
+                expected=f"a strip count among {divisors}",
+                fix=f"change {change}",
+            )
+
+    def _refusal(self, name: str, expected: str, fix: str | None = None) -> OptionError:
+        return OptionError(
+            f"option '{name}' has an impossible value",
+            where=type(self).__name__,
+            got=repr(getattr(self, name)),
+            expected=expected,
+            fix=fix,
+        )

@@ -1,0 +1,241 @@
+"""The steps between and around the two networks, as plain NumPy: one definition, used in-process and by Triton's models.
+
+    sequences --batches, pad_cyclic--> network --> F --shortlist--> candidates --re-ranker--> distances --decide--> Answers
+
+Shapes: n probes, M candidates listed, K of them re-ranked (K <= M), s strips, d dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaitsdk import thumbnails as thumbnail
+from gaitsdk.errors import OptionError
+
+if TYPE_CHECKING:
+    from gaitsdk.gallery import Gallery
+
+Features = NDArray[np.float32]
+Silhouettes = NDArray[np.uint8]
+
+#: Sequences are batched together while the longest is at most this many times as long as the shortest.
+PADDING_LIMIT = 1.25
+#: Sequences in one call of the backbone. CPUs are slower per sequence with large batches (frames fall out of cache).
+MAX_BATCH = 8
+
+
+def pad_cyclic(frames: Silhouettes, length: int) -> Silhouettes:
+    """Repeats `frames [T, ...]` from the start until there are `length >= T`: exact where pooling is a set maximum."""
+    return frames[np.arange(length) % len(frames)]
+
+
+def batches(
+    lengths: Sequence[int], max_batch: int = MAX_BATCH, padding: float = PADDING_LIMIT
+) -> Iterator[NDArray[np.int64]]:
+    """Yields groups of positions in `lengths`: at most `max_batch` of similar length, longest at most
+    `padding` x the shortest. Groups depend on the lengths only, so answers do not depend on arrival order."""
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    group: list[int] = []
+    for position in order:
+        if group and (len(group) == max_batch or lengths[position] > padding * lengths[group[0]]):
+            yield np.asarray(group, np.int64)
+            group = []
+        group.append(int(position))
+    if group:
+        yield np.asarray(group, np.int64)
+
+
+def embed_many(
+    embed: Callable[[Silhouettes], Features],
+    sequences: Sequence[Silhouettes],
+    max_batch: int = MAX_BATCH,
+    length_handling: str = "cyclic",
+) -> Features:
+    """Embeds sequences of any lengths, in batches of similar length.
+
+    Args:
+        embed: `[B, T, S, S]` uint8 -> `[B, s, d]` float32.
+        sequences: n arrays `[T_i, S, S]` uint8.
+        length_handling: "cyclic": shorter ones are repeated up to the longest of the batch; "alone": only sequences
+            of the same length share a batch.
+
+    Returns:
+        `F [n, s, d]` float32, in the order of `sequences`.
+    """
+    padding = PADDING_LIMIT if length_handling == "cyclic" else 1.0
+    rows: list[Features | None] = [None] * len(sequences)
+    for group in batches([len(sequence) for sequence in sequences], max_batch, padding):
+        longest = max(len(sequences[i]) for i in group)
+        stacked = np.stack([pad_cyclic(sequences[i], longest) for i in group])
+        for i, features in zip(group, embed(stacked), strict=True):
+            rows[i] = features
+    return np.stack([row for row in rows if row is not None])
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The M nearest entries of n probes by mean-of-strips distance, and the feature maps of the first K.
+
+    Attributes:
+        entry_ids: `[n, M]` int64.
+        identities: `[n, M]` object (str).
+        distances: `[n, M]` float32, ascending.
+        features: `[n, K, s, d]` float32.
+    """
+
+    entry_ids: NDArray[np.int64]
+    identities: NDArray[np.object_]
+    distances: Features
+    features: Features
+
+
+def shortlist(gallery: Gallery, features: Features, top_k: int, k: int) -> Shortlist:
+    """Searches the gallery for what `identify(top_k)` with a re-ranking list of `k` needs: `M = max(top_k, k)`, both at
+    most the gallery's size. `k = 0` means that nothing will be re-ranked."""
+    wanted = max(top_k, k)
+    entry_ids, distances = gallery.search(features, wanted)
+    reranked = entry_ids[:, :k]
+    strips, dims = features.shape[1:]
+    maps = gallery.get(reranked.ravel()) if reranked.size else np.zeros((0, strips, dims), np.float32)
+    return Shortlist(
+        entry_ids=entry_ids,
+        identities=np.array(gallery.identity_of(entry_ids.ravel()), object).reshape(entry_ids.shape),
+        distances=distances,
+        features=maps.reshape(*reranked.shape, strips, dims),
+    )
+
+
+def strip_distances(probe: Features, candidates: Features) -> Features:
+    """Mean-of-strips Euclidean distance of `[n, s, d]` to each of `[n, K, s, d]` -> `[n, K]` float32: what stands in
+    for a re-ranker's distance where there is none."""
+    difference = probe[:, None].astype(np.float32) - candidates
+    distances: Features = np.sqrt(np.einsum("nksd,nksd->nks", difference, difference)).mean(-1).astype(np.float32)
+    return distances
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What identification says of n probes; the arrays are Triton's tensors too, `m = min(top_k, gallery size)`.
+
+    Attributes:
+        entry_ids: `[n, m]` int64.
+        identities: `[n, m]` object (str).
+        distances: `[n, m]` float32; the re-ranker's for entries that it scored, the shortlist's beyond.
+        shortlist_distances: `[n, m]` float32.
+        shortlist_ranks: `[n, m]` int32, 1 = nearest before re-ranking.
+        reranked: how many leading candidates carry the re-ranker's distance.
+        decisions: n of "known", "unknown", "uncalibrated".
+        threshold: the one used, or None.
+        fingerprint: of the model that embedded the probes.
+        gallery_size: entries searched.
+        timings_ms: stage -> milliseconds for the whole batch.
+    """
+
+    entry_ids: NDArray[np.int64]
+    identities: NDArray[np.object_]
+    distances: Features
+    shortlist_distances: Features
+    shortlist_ranks: NDArray[np.int32]
+    reranked: int
+    decisions: list[str]
+    threshold: float | None
+    fingerprint: str
+    gallery_size: int
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+def decide(
+    found: Shortlist,
+    distances: Features | None,
+    *,
+    top_k: int,
+    threshold: float | None,
+    fingerprint: str,
+    gallery_size: int,
+) -> Answers:
+    """Puts the first K candidates in the re-ranker's order, keeps the shortlist's order behind them, and decides.
+
+    Args:
+        found: from `shortlist`.
+        distances: the re-ranker's `[n, K]`, or None where nothing was re-ranked.
+        top_k: candidates to answer with.
+        threshold: known means `distance of the first candidate <= threshold`; None = not calibrated.
+        fingerprint: model fingerprint, handed through.
+        gallery_size: number of entries, handed through.
+    """
+    n, listed = found.entry_ids.shape
+    k = 0 if distances is None else distances.shape[1]
+    order = np.tile(np.arange(listed), (n, 1))
+    scores = found.distances.copy()
+    if distances is not None and k:
+        order[:, :k] = np.argsort(distances, axis=1, kind="stable")
+        scores[:, :k] = distances
+    order = order[:, :top_k]
+
+    def take(values: NDArray[Any]) -> NDArray[Any]:
+        return np.take_along_axis(values, order, axis=1)
+
+    ranked = take(scores)
+    return Answers(
+        entry_ids=take(found.entry_ids),
+        identities=take(found.identities),
+        distances=ranked,
+        shortlist_distances=take(found.distances),
+        shortlist_ranks=(order + 1).astype(np.int32),
+        reranked=min(k, order.shape[1]),
+        decisions=[decision(float(first), threshold) for first in ranked[:, 0]],
+        threshold=threshold,
+        fingerprint=fingerprint,
+        gallery_size=gallery_size,
+    )
+
+
+def decision(distance: float, threshold: float | None) -> str:
+    """"known", "unknown", or "uncalibrated" where there is no threshold."""
+    if threshold is None:
+        return "uncalibrated"
+    return "known" if distance <= threshold else "unknown"
+
+
+def enroll(gallery: Gallery, identity: str, sequences: Sequence[Silhouettes], features: Features) -> list[int]:
+    """Adds one entry per sequence (`F [n, s, d]`), each with a frame for pictures; all of them or none."""
+    kept = [{thumbnail.KEY: thumbnail.pack(thumbnail.frame(each))} for each in sequences]
+    return [int(entry) for entry in gallery.add_many([identity] * len(features), features, kept)]
+
+
+def thumbnails(gallery: Gallery, entry_ids: Sequence[int], size: int) -> list[Silhouettes | None]:
+    """The frames that `enroll` kept, `[size, size]` uint8 each."""
+    return [thumbnail.unpack(gallery.metadata(entry).get(thumbnail.KEY), size) for entry in entry_ids]
+
+
+def check_count(value: object, where: str, *, minimum: int = 1) -> int:
+    """A whole number >= `minimum`, or an OptionError that says which option it was."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise OptionError(
+            "not a usable number",
+            where=where,
+            got=repr(value),
+            expected=f"a whole number of at least {minimum}",
+            fix=f"pass {where}=10, for example",
+        )
+    return int(value)
+
+
+def check_threshold(value: object) -> float | None:
+    """A finite number >= 0 or None, or an OptionError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or not 0 <= value < np.inf:
+        raise OptionError(
+            "not a usable threshold",
+            where="threshold",
+            got=repr(value),
+            expected="a distance: a finite number >= 0, or None",
+            fix="leave it out to use the bundle's calibration",
+        )
+    return float(value)

@@ -1,0 +1,293 @@
+"""Recognizer: enroll, identify, verify, search, rerank, embed. The same verbs in-process and against Triton."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaitsdk import pipeline, thumbnails
+from gaitsdk.errors import InputError, SilhouetteError
+from gaitsdk.results import Identification, Verification, identifications
+from gaitsdk.silhouettes import prepare
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from gaitsdk.bundle import Bundle
+    from gaitsdk.engine import Description, Engine
+    from gaitsdk.gallery import Gallery
+    from gaitsdk.pipeline import Features, Silhouettes
+
+TOP_K = 10
+
+
+def default_gallery() -> Path:
+    """The gallery file that `Recognizer.load()` and the command line share: `$GAITSDK_GALLERY`, else
+    `gaitsdk/gallery.db` in the user's data folder (`$XDG_DATA_HOME` or `~/.local/share`)."""
+    if chosen := os.environ.get("GAITSDK_GALLERY"):
+        return Path(chosen)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "gaitsdk" / "gallery.db"
+
+
+class Recognizer:
+    """Says who people are by their gait.
+
+    Silhouettes are `[T, H, W]` arrays (bool, 0/1 or 0..255; raw masks are normalised, already normalised `[T, S, S]`
+    ones are taken as they are), lists of frames, PNG files or folders; see `gaitsdk.silhouettes.prepare`. Where several
+    sequences are allowed, pass a list of them.
+
+    May be used from several threads. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | Bundle | None = None,
+        *,
+        runtime: str = "auto",
+        device: str = "auto",
+        gallery: str | os.PathLike[str] | Gallery | None = None,
+        reranker: str = "cargait",
+        threads: int | None = None,
+    ) -> Recognizer:
+        """Everything in this process.
+
+        Args:
+            bundle: a folder NAME.gait, a Bundle, or None for the shipped one.
+            runtime: "auto", "onnx", "torch", "torchscript", ...: what executes the networks.
+            device: "auto", "cpu", "cuda:0", ...
+            gallery: a file (made where it is missing), ":memory:" to keep nothing, or None for `default_gallery()`.
+            reranker: "cargait" or "none".
+            threads: for the networks; None = the runtime's default.
+
+        Raises:
+            BundleError, UnknownRuntimeError, RuntimeUnavailableError, GalleryError, OptionError.
+        """
+        from gaitsdk.bundle import Bundle
+        from gaitsdk.engine import LocalEngine
+        from gaitsdk.gallery import Gallery
+        from gaitsdk.rerankers import create_reranker
+        from gaitsdk.runtimes import open_runtime
+
+        model = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        networks = open_runtime(model, runtime=runtime, device=device, threads=threads)
+        ranker = create_reranker(reranker, model, networks)
+        if gallery is None or isinstance(gallery, (str, os.PathLike)):
+            path = str(default_gallery() if gallery is None else gallery)
+            if gallery is None:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            gallery = Gallery.open(
+                path, fingerprint=model.fingerprint, strips=model.strips, dims=model.dims, metric=model.metric
+            )
+        return cls(LocalEngine(model, networks, ranker, gallery))
+
+    @classmethod
+    def connect(cls, url: str, *, token: str | None = None, timeout: float = 10.0) -> Recognizer:
+        """The same verbs against a Triton server that `gaitsdk serve` started.
+
+        Args:
+            url: "grpc://host:port", "http://host:port", or "host:port" (gRPC).
+            token: sent as a bearer token with every request.
+            timeout: seconds for one request.
+
+        Raises:
+            ServerUnavailableError: nobody answers there (within two seconds).
+        """
+        from gaitsdk.runtimes.triton import RemoteEngine
+
+        return cls(RemoteEngine(url, token=token, timeout=timeout))
+
+    @property
+    def description(self) -> Description:
+        """Model, runtime, device and re-ranker really in use."""
+        return self._engine.description
+
+    def enroll(self, identity: str, silhouettes: Any) -> list[int]:
+        """Adds one entry per sequence to the gallery; durable when it returns.
+
+        Args:
+            identity: any non-empty name.
+            silhouettes: a sequence, or a list of sequences.
+
+        Returns:
+            The new entries' ids.
+        """
+        sequences, _, _ = self._prepare(silhouettes)
+        return self._engine.enroll(identity, sequences)
+
+    def identify(
+        self, silhouettes: Any, top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
+    ) -> Identification:
+        """Who this one sequence shows.
+
+        Args:
+            silhouettes: one sequence.
+            top_k: candidates wanted; fewer where the gallery has fewer entries.
+            k: length of the list that is re-ranked; None = what the bundle's re-ranker was trained for.
+            threshold: known means distance <= threshold; None = the bundle's calibration.
+
+        Raises:
+            SilhouetteError: the input is unusable; EmptyGalleryError: nobody is enrolled; OptionError: bad numbers.
+        """
+        sequences, single, reports = self._prepare(silhouettes)
+        if not single:
+            raise InputError(
+                "this is a list of sequences", where="silhouettes", got=f"{len(sequences)} sequences", fix="use identify_many"
+            )
+        return self._identify(sequences, reports, top_k, k, threshold)[0]
+
+    def identify_many(
+        self, sequences: Sequence[Any], top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
+    ) -> list[Identification]:
+        """Like `identify` for each of a list of sequences of any lengths, in batches; the answers are the same."""
+        prepared, single, reports = self._prepare(sequences)
+        if single:
+            raise InputError("this is one sequence", where="sequences", fix="use identify, or pass a list of sequences")
+        return self._identify(prepared, reports, top_k, k, threshold)
+
+    def verify(self, first: Any, second: Any, *, threshold: float | None = None) -> Verification:
+        """Whether two sequences show the same person, by the re-ranker's distance of the pair."""
+        pair = [self._prepare(each, where=name)[0] for name, each in (("first", first), ("second", second))]
+        if any(len(each) != 1 for each in pair):
+            raise InputError("verify compares two single sequences", fix="pass one sequence each")
+        cut = self.description.verify_threshold if threshold is None else pipeline.check_threshold(threshold)
+        features = self._engine.embed([pair[0][0], pair[1][0]])
+        distance = float(self._engine.rerank(features[:1], features[1:][None])[0, 0])
+        decision = {"known": "same", "unknown": "different"}.get(pipeline.decision(distance, cut), "uncalibrated")
+        about = self.description
+        return Verification(
+            distance=distance,
+            decision=decision,
+            threshold=cut,
+            reranker=about.reranker,
+            runtime=about.runtime,
+            device=about.device,
+            fingerprint=about.fingerprint,
+        )
+
+    def embed(self, silhouettes: Any) -> Features:
+        """`F [s, d]` float32 of one sequence, `[n, s, d]` of a list of n."""
+        sequences, single, _ = self._prepare(silhouettes)
+        features = self._engine.embed(sequences)
+        return features[0] if single else features
+
+    def search(self, features: Features, k: int = TOP_K) -> tuple[NDArray[np.int64], Features]:
+        """The shortlist alone: `F [s, d]` or `[n, s, d]` -> entry ids and mean-of-strips distances, `[n, min(k, count)]`."""
+        batch, _ = self._features(features, "features", 3)
+        return self._engine.search(batch, pipeline.check_count(k, "k"))
+
+    def rerank(self, probe: Features, candidates: Features) -> Features:
+        """The re-ranker alone: `F [s, d]` with `[K, s, d]` -> `[K]`; `[n, s, d]` with `[n, K, s, d]` -> `[n, K]`."""
+        probes, single = self._features(probe, "probe", 3)
+        lists, _ = self._features(candidates, "candidates", 4)
+        if len(probes) != len(lists):
+            raise InputError(
+                "as many lists of candidates as probes are needed",
+                where="candidates",
+                got=f"{len(lists)} lists",
+                expected=f"{len(probes)}",
+            )
+        distances = self._engine.rerank(probes, lists)
+        return distances[0] if single else distances
+
+    def delete(self, identity: str) -> int:
+        """Deletes an identity with all its entries; gives their number. UnknownIdentityError where there is none."""
+        return self._engine.delete(identity)
+
+    def identities(self) -> list[str]:
+        """Who is enrolled, sorted."""
+        return self._engine.identities()
+
+    @property
+    def count(self) -> int:
+        """Number of entries in the gallery."""
+        return self._engine.count()
+
+    def close(self) -> None:
+        """Releases the networks, the gallery and connections."""
+        self._engine.close()
+
+    def __enter__(self) -> Recognizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _identify(
+        self,
+        sequences: list[Silhouettes],
+        reports: list[dict[str, Any]],
+        top_k: int,
+        k: int | None,
+        threshold: float | None,
+    ) -> list[Identification]:
+        length = self.description.k if k is None else pipeline.check_count(k, "k")
+        answers = self._engine.identify(
+            sequences, pipeline.check_count(top_k, "top_k"), length, pipeline.check_threshold(threshold)
+        )
+        return identifications(
+            answers,
+            self.description,
+            k=length,
+            probes=[thumbnails.frame(each) for each in sequences],
+            quality=reports,
+            thumbnails=self._engine.thumbnails,
+        )
+
+    def _prepare(self, value: Any, where: str = "silhouettes") -> tuple[list[Silhouettes], bool, list[dict[str, Any]]]:
+        """Normalised sequences, whether it was a single one, and the quality reports."""
+        many = _is_list_of_sequences(value)
+        prepared = []
+        for index, sequence in enumerate(value if many else [value]):
+            try:
+                prepared.append(prepare(sequence, size=self.description.size))
+            except SilhouetteError as error:
+                if many:
+                    error.args = (f"sequence {index}: {error}",)
+                raise
+        if not prepared:
+            raise InputError("there is no sequence", where=where, got="an empty list", fix="pass at least one sequence")
+        return [each.silhouettes for each in prepared], not many, [each.report.to_dict() for each in prepared]
+
+    def _features(self, value: Any, where: str, rank: int) -> tuple[Features, bool]:
+        try:
+            array = np.asarray(value, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError("not an array of numbers", where=where, got=type(value).__name__) from error
+        single = array.ndim == rank - 1
+        array = array[None] if single else array
+        shape = (self.description.strips, self.description.dims)
+        if array.ndim != rank or array.shape[-2:] != shape or 0 in array.shape or not np.isfinite(array).all():
+            raise InputError(
+                "not feature maps of this model",
+                where=where,
+                got=f"shape {np.shape(value)}" + ("" if np.isfinite(array).all() else " with NaN or infinity"),
+                expected=f"[..., {shape[0]}, {shape[1]}] finite float32",
+                fix="pass what embed() returns",
+            )
+        return array, single
+
+
+def _is_list_of_sequences(value: Any) -> bool:
+    """A list or tuple whose items are sequences (rank-3 arrays, folders, lists), not frames (rank 2, image files)."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 4 or (value.dtype == object and value.ndim == 1 and len(value) > 0 and np.ndim(value[0]) == 3)
+    if not isinstance(value, (list, tuple)) or not value:
+        return isinstance(value, (list, tuple))
+    first = value[0]
+    if isinstance(first, (str, os.PathLike)):
+        return Path(first).is_dir() or Path(first).suffix.lower() in (".pkl", ".npy")
+    if isinstance(first, (list, tuple)):
+        return not first or np.ndim(first[0]) >= 2 or isinstance(first[0], (str, os.PathLike))
+    return np.ndim(first) >= 3

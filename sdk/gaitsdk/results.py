@@ -1,0 +1,219 @@
+"""What a Recognizer answers: plain frozen data with ways out (dict, table, picture)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaitsdk.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import os
+
+    import pandas as pd
+    from PIL.Image import Image
+
+    from gaitsdk.engine import Description
+    from gaitsdk.pipeline import Answers
+
+#: Entry ids -> one silhouette `[S, S]` uint8 each, or None where the gallery has no picture of the entry.
+Thumbnails = Callable[[list[int]], list["NDArray[np.uint8] | None"]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One gallery entry in the answer.
+
+    Attributes:
+        identity: who was enrolled under it.
+        entry_id: which of the identity's entries.
+        rank: 1 = best, after re-ranking.
+        distance: what ranks it: the re-ranker's where `reranked`, else the shortlist's. The two are never comparable.
+        reranked: whether the re-ranker scored it.
+        shortlist_distance: mean over strips of the Euclidean distance between feature maps.
+        shortlist_rank: 1 = nearest before re-ranking.
+    """
+
+    identity: str
+    entry_id: int
+    rank: int
+    distance: float
+    reranked: bool
+    shortlist_distance: float
+    shortlist_rank: int
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Who a probe is, or that it is unknown, and what the answer rests on.
+
+    Attributes:
+        candidates: best first.
+        decision: "known", "unknown", or "uncalibrated" where no threshold was calibrated or given.
+        threshold: on `candidates[0].distance`, or None.
+        reranker, k: the re-ranker really used ("none") and the length of its list.
+        runtime, device: what really executed the networks.
+        fingerprint: of the model.
+        gallery_size: entries searched.
+        timings_ms: stage -> milliseconds, for the whole batch that the probe was part of (`batch` probes).
+        quality: the quality report of the probe, as a dict.
+        probe: one normalised frame of the probe, for pictures.
+    """
+
+    candidates: tuple[Candidate, ...]
+    decision: str
+    threshold: float | None
+    reranker: str
+    k: int
+    runtime: str
+    device: str
+    fingerprint: str
+    gallery_size: int
+    timings_ms: dict[str, float]
+    batch: int = 1
+    quality: dict[str, Any] = field(default_factory=dict)
+    probe: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    _thumbnails: Thumbnails | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def identity(self) -> str:
+        """The first candidate's identity, whatever the decision."""
+        return self.candidates[0].identity
+
+    @property
+    def known(self) -> bool:
+        """True only where a threshold exists and the first candidate's distance does not exceed it."""
+        return self.decision == "known"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but pictures, JSON-able."""
+        hidden = ("probe", "_thumbnails", "candidates")
+        rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
+        candidates = [asdict(each) for each in self.candidates]
+        return {"identity": self.identity, "known": self.known, **rest, "candidates": candidates}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per candidate (needs pandas: the extra `ui`)."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingDependencyError(
+                "to_pandas needs pandas, which is not installed", fix="pip install 'gaitsdk[ui]'"
+            ) from error
+        return pd.DataFrame([asdict(each) for each in self.candidates])
+
+    def plot(self, truth: str | None = None) -> Image:
+        """The ranked list before and after re-ranking, one silhouette per candidate, in the manner of CarGait's Figure 1.
+
+        Args:
+            truth: the probe's identity where it is known: candidates are framed green (right) or red (wrong).
+        """
+        from gaitsdk.pictures import ranked_lists
+
+        return ranked_lists([self], [truth])
+
+    def save(self, path: str | os.PathLike[str], truth: str | None = None) -> Path:
+        """Writes the picture (.png, .jpg) or the data (.json) and gives the path."""
+        target = Path(path)
+        if target.suffix.lower() in (".png", ".jpg", ".jpeg"):
+            self.plot(truth).save(target)
+        elif target.suffix.lower() == ".json":
+            target.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        else:
+            raise InputError(
+                "cannot save in this format", where=str(target), got=target.suffix or "no suffix", expected=".png, .jpg or .json"
+            )
+        return target
+
+    def thumbnails(self) -> list[NDArray[np.uint8] | None]:
+        """One silhouette `[S, S]` uint8 per candidate, None where the gallery keeps none."""
+        if self._thumbnails is None:
+            return [None] * len(self.candidates)
+        return self._thumbnails([each.entry_id for each in self.candidates])
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether two sequences show the same person.
+
+    Attributes:
+        distance: the re-ranker's (or, without one, the mean-of-strips) distance.
+        decision: "same", "different", or "uncalibrated" where no threshold was calibrated or given.
+    """
+
+    distance: float
+    decision: str
+    threshold: float | None
+    reranker: str
+    runtime: str
+    device: str
+    fingerprint: str
+
+    @property
+    def same(self) -> bool:
+        """True only where a threshold exists and the distance does not exceed it."""
+        return self.decision == "same"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"same": self.same, **asdict(self)}
+
+
+def identifications(
+    answers: Answers,
+    description: Description,
+    *,
+    k: int,
+    probes: list[NDArray[np.uint8]],
+    quality: list[dict[str, Any]],
+    thumbnails: Thumbnails | None,
+) -> list[Identification]:
+    """Turns the arrays of a batch into one Identification per probe."""
+    return [
+        Identification(
+            candidates=_candidates(answers, row),
+            decision=answers.decisions[row],
+            threshold=answers.threshold,
+            reranker=description.reranker,
+            k=k if description.reranker != "none" else 0,
+            runtime=description.runtime,
+            device=description.device,
+            fingerprint=answers.fingerprint,
+            gallery_size=answers.gallery_size,
+            timings_ms=answers.timings_ms,
+            batch=len(answers.decisions),
+            quality=quality[row],
+            probe=probes[row],
+            _thumbnails=thumbnails,
+        )
+        for row in range(len(answers.decisions))
+    ]
+
+
+def _candidates(answers: Answers, row: int) -> tuple[Candidate, ...]:
+    columns = zip(
+        answers.identities[row],
+        answers.entry_ids[row],
+        answers.distances[row],
+        answers.shortlist_distances[row],
+        answers.shortlist_ranks[row],
+        strict=True,
+    )
+    return tuple(
+        Candidate(
+            identity=str(identity),
+            entry_id=int(entry_id),
+            rank=rank,
+            distance=float(distance),
+            reranked=rank <= answers.reranked,
+            shortlist_distance=float(shortlist_distance),
+            shortlist_rank=int(shortlist_rank),
+        )
+        for rank, (identity, entry_id, distance, shortlist_distance, shortlist_rank) in enumerate(columns, 1)
+    )

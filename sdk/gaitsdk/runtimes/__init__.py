@@ -1,0 +1,127 @@
+"""Runtimes: what executes a bundle's networks. `open_runtime` picks one; all of them give the same answers.
+
+    torch        PyTorch, eager: any device that torch has; needs no artefact
+    torchscript  the traced artefact (legacy, for those who serve it)
+    onnx         ONNX Runtime: the default, needs no torch
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from gaitsdk.errors import OptionError, RuntimeUnavailableError, UnknownRuntimeError
+from gaitsdk.runtimes.protocol import NetworkRuntime, has_artefacts
+
+if TYPE_CHECKING:
+    from gaitsdk.bundle import Bundle
+
+__all__ = ["RUNTIMES", "NetworkRuntime", "open_runtime"]
+
+logger = logging.getLogger(__name__)
+
+#: Runtimes of this process, in the order in which "auto" tries them.
+RUNTIMES = ("onnx", "torchscript", "torch")
+
+
+def open_runtime(
+    bundle: Bundle,
+    runtime: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    reranker_threads: int | None = None,
+) -> NetworkRuntime:
+    """Opens a bundle's networks for use.
+
+    Args:
+        bundle: from `Bundle.load`.
+        runtime: "onnx", "torchscript", "torch", or "auto": the first of these whose artefacts and package are there,
+            and that has a GPU where `device` asks for one. "auto" never skips an artefact that is there but damaged.
+        device: "cpu", "cuda", "cuda:N", or "auto": the GPU where the chosen runtime has one, else the CPU.
+            A GPU that is asked for by name is used or refused, never replaced by the CPU.
+        threads: CPU threads of the backbone; default `min(4, cores)` (torch: torch's own setting).
+        reranker_threads: CPU threads of the re-ranker; default 1, because its calls are so short that waking a second
+            thread on a busy machine costs far more than it saves. torch has one setting for both: `threads`.
+
+    Returns:
+        A `NetworkRuntime`; `.name` and `.device` say what is really used.
+
+    Raises:
+        UnknownRuntimeError: no runtime has this name.
+        RuntimeUnavailableError: the artefact or the device is missing.
+        MissingDependencyError: the package is not installed; the message has the pip line.
+        BundleError: an artefact is damaged or stale.
+        OptionError: `device` or a number of threads makes no sense.
+    """
+    _check_options(device, threads, reranker_threads)
+    chosen = _choose(bundle, device) if runtime == "auto" else runtime
+    if chosen == "onnx":
+        from gaitsdk.runtimes.onnx_runtime import OnnxRuntime
+
+        return OnnxRuntime(bundle, device, threads, reranker_threads)
+    if chosen == "torchscript":
+        from gaitsdk.runtimes.torchscript_runtime import TorchScriptRuntime
+
+        return TorchScriptRuntime(bundle, device, threads)
+    if chosen == "torch":
+        from gaitsdk.runtimes.torch_runtime import TorchRuntime
+
+        return TorchRuntime(bundle, device, threads)
+    raise _refusal(chosen)
+
+
+def _check_options(device: str, threads: int | None, reranker_threads: int | None) -> None:
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise OptionError("unknown device", where="device", got=repr(device), expected="auto, cpu, cuda or cuda:N")
+    for name, value in (("threads", threads), ("reranker_threads", reranker_threads)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1024):
+            raise OptionError("not a number of threads", where=name, got=repr(value), expected="1 to 1024, or None")
+
+
+def _choose(bundle: Bundle, device: str) -> str:
+    """The first runtime that this bundle and this machine can serve on `device`."""
+    from gaitsdk.runtimes.onnx_runtime import has_cuda
+
+    wants_gpu = device.startswith("cuda")
+    if has_artefacts(bundle, "onnx") and _installed("onnxruntime") and (has_cuda() or not wants_gpu):
+        return "onnx"
+    if not _installed("torch"):
+        raise RuntimeUnavailableError(
+            f"no runtime here can execute the bundle on {device}",
+            where=str(bundle.path),
+            got=f"onnx artefacts: {has_artefacts(bundle, 'onnx')}, onnxruntime: {_installed('onnxruntime')}, torch: no",
+            fix="pip install torch (then: gaitsdk export to make artefacts), or use a bundle that has its ONNX",
+        )
+    return "torchscript" if has_artefacts(bundle, "torchscript") else "torch"
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _refusal(name: str) -> UnknownRuntimeError | RuntimeUnavailableError:
+    if name == "tensorrt":
+        missing = "" if _installed("tensorrt") else "the tensorrt package is not installed, and "
+        return RuntimeUnavailableError(
+            f"{missing}this release of gaitsdk has no in-process TensorRT adapter",
+            where="runtime 'tensorrt'",
+            fix="runtime='onnx' (with onnxruntime-gpu on a GPU), or serve engines with Triton and Recognizer.connect()",
+        )
+    if name == "triton":
+        return RuntimeUnavailableError(
+            "a Triton server is not a runtime of this process",
+            where="runtime 'triton'",
+            fix="Recognizer.connect('grpc://HOST:8001')",
+        )
+    known = ["auto", *RUNTIMES]
+    near = difflib.get_close_matches(str(name), [*known, "tensorrt"], n=1)
+    return UnknownRuntimeError(
+        "no runtime has this name",
+        where="runtime",
+        got=repr(name),
+        expected="one of " + ", ".join(known),
+        fix=f"did you mean {near[0]!r}?" if near else "runtime='auto'",
+    )

@@ -1,0 +1,55 @@
+"""What client and server agree on: names of models, limits, and how a typed error crosses the wire.
+
+Triton gives an error one string. Ours is a JSON object: the class's name and the parts of the message, so that the client
+raises the very error that the server met. The core prefixes it ("in ensemble 'identify', ..."); `decode_error` copes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from gaitsdk import errors
+from gaitsdk.errors import CalibrationError, GaitError, GalleryError, InputError, ServerError
+
+#: Models of the repository.
+EMBED, SHORTLIST, RERANK, DECIDE, IDENTIFY, GALLERY = "embed", "shortlist", "rerank", "decide", "identify", "gallery"
+#: One request or response, in bytes: what Triton's HTTP front end takes by default (64 MiB) less room for the header.
+MAX_MESSAGE_BYTES = 60 * 2**20
+#: The request parameter `threshold` that switches the server's own calibration off.
+NO_THRESHOLD = "none"
+
+_FIELDS = ("what", "where", "got", "expected", "fix")
+# Errors about what the caller sent or asked for. Others (a damaged bundle, a full disk) tell of the server's inside.
+_FOR_CALLERS = (InputError, GalleryError, CalibrationError)
+_PATH = re.compile(r"(?<![\w.])/(?:[^\s/'\",;:)]+/)+[^\s'\",;:)]*")
+
+
+def encode_error(error: Exception) -> str:
+    """The JSON text of an error, for a server's answer. Paths of the server's machine are left out, and so is everything
+    about errors that are not the caller's business."""
+    if not isinstance(error, _FOR_CALLERS):
+        error = ServerError("the server failed at this request", fix="the reason stands in the server's log")
+    fields: dict[str, str] = {"error": type(error).__name__, "message": _PATH.sub("<path>", str(error))}
+    for name in _FIELDS:
+        value = getattr(error, name)
+        if value is not None:
+            fields[name] = _PATH.sub("<path>", str(value))
+    return json.dumps(fields)
+
+
+def decode_error(text: str) -> GaitError | None:
+    """The error that `encode_error` wrote somewhere in `text`, or None where there is none."""
+    start = text.find('{"error"')
+    if start < 0:
+        return None
+    try:
+        fields: Any = json.JSONDecoder().raw_decode(text, start)[0]
+    except json.JSONDecodeError:
+        return None
+    kind = getattr(errors, str(fields.get("error")), None)
+    if not (isinstance(kind, type) and issubclass(kind, GaitError)) or not fields.get("what"):
+        return None
+    parts = {name: str(fields[name]) for name in _FIELDS if name in fields}
+    return kind(parts.pop("what"), **parts)
