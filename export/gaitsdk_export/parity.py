@@ -71,7 +71,7 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseFigures:
-    """What one case gave. `cosine` is None where no reference vector had a direction; `rank_agreement` without lists."""
+    """What one case gave. None: `cosine` where every reference vector is zero, `rank_agreement` without lists."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
@@ -142,7 +142,7 @@ def _compare_case(eager: Network, exported: Network, case: Case, gates: Toleranc
     try:
         found = [np.asarray(each) for each in exported(*case.inputs)]
     # Every runtime has its own exceptions, and the point is to judge, not to crash: a graph that refuses a shape FAILS.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         reason = f"does not run on {list(map(list, shapes))}: {type(error).__name__}: {str(error).strip()[:200]}"
         return CaseFigures(case.name, shapes, None, None, None, (reason,))
     reasons = _structural_reasons(reference, found)
@@ -175,7 +175,9 @@ def _structural_reasons(reference: Outputs, found: Outputs) -> list[str]:
             reasons.append(f"output {position} is {b.dtype} {list(b.shape)} instead of {a.dtype} {list(a.shape)}")
         for side, values in (("the eager network's", a), ("the exported network's", b)):
             if not np.isfinite(values).all():
-                reasons.append(f"{side} output {position} has {np.count_nonzero(~np.isfinite(values))} NaN or infinite values")
+                reasons.append(
+                    f"{side} output {position} has {np.count_nonzero(~np.isfinite(values))} NaN or infinite values"
+                )
     return reasons
 
 

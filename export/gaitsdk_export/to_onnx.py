@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gaitsdk.errors import ExportError, MissingDependencyError
 from gaitsdk_export.atomic import appears_whole
+from gaitsdk_export.eager import assert_runs_stretched, eager_network
 from gaitsdk_export.parity import Case, Network, ParityReport, Tolerance, check
 from gaitsdk_export.wrappers import ExportWrapper
 
 logger = logging.getLogger(__name__)
 
-#: Fixed, so that a newer torch does not change what servers must understand. TensorRT 10 and ONNX Runtime >= 1.14 read it.
+#: Fixed, so that a newer torch does not change what servers must understand. TensorRT 10 reads it.
 OPSET = 18
 
 
@@ -55,9 +55,11 @@ def to_onnx(
         _export(wrapper, temporary)
         _finish(wrapper, temporary, dict(metadata or {}))
         assert_dynamic(wrapper, temporary)
+        network = onnx_network(temporary)
+        assert_runs_stretched(wrapper, network, target)
         report = None
         if cases is not None:
-            report = check(eager_network(wrapper), onnx_network(temporary), cases, tolerance)
+            report = check(eager_network(wrapper), network, cases, tolerance)
             report.raise_for_verdict(str(target))
     return report
 
@@ -71,17 +73,6 @@ def require_packages() -> None:
             raise MissingDependencyError(
                 f"{package} is not installed", where="ONNX export", fix="pip install onnx onnxscript onnxruntime"
             ) from error
-
-
-def eager_network(wrapper: ExportWrapper) -> Network:
-    """The wrapper as a function of arrays."""
-
-    def run(*arrays: Any) -> list[Any]:
-        with torch.inference_mode():
-            outputs = wrapper(*(torch.from_numpy(np.ascontiguousarray(each)) for each in arrays))
-        return [each.numpy() for each in (outputs if isinstance(outputs, tuple) else (outputs,))]
-
-    return run
 
 
 def onnx_network(path: str | os.PathLike[str]) -> Network:
@@ -106,7 +97,7 @@ def onnx_network(path: str | os.PathLike[str]) -> Network:
 
 
 def assert_dynamic(wrapper: ExportWrapper, path: str | os.PathLike[str]) -> None:
-    """Raises ExportError unless inputs and outputs have exactly the names, free axes and fixed sizes of the contract."""
+    """Raises ExportError unless inputs and outputs have the names, free axes and fixed sizes of the contract."""
     import onnx
 
     graph = onnx.load(os.fspath(path), load_external_data=False).graph
@@ -123,7 +114,9 @@ def assert_dynamic(wrapper: ExportWrapper, path: str | os.PathLike[str]) -> None
         # Inference may call a free output axis anything (for example "2*batch//2"); only fixed sizes must be exact.
         fixed = [found[name][axis] for axis, size in enumerate(shape) if isinstance(size, int)]
         free = [found[name][axis] for axis, size in enumerate(shape) if isinstance(size, str)]
-        wrong = fixed != [size for size in shape if isinstance(size, int)] or any(isinstance(each, int) for each in free)
+        wrong = fixed != [size for size in shape if isinstance(size, int)] or any(
+            isinstance(each, int) for each in free
+        )
         if len(found[name]) != len(shape) or wrong:
             _refuse(path, f"{name}: another shape,", found[name], shape)
 
@@ -134,7 +127,7 @@ def _refuse(path: str | os.PathLike[str], what: str, got: object, expected: obje
         where=str(path),
         got=str(got),
         expected=str(expected),
-        fix="a Python number taken from a tensor's shape in forward() fixes it: compute with tensors and reshape with -1",
+        fix="a Python number taken from a tensor's shape in forward() fixes it: compute with tensors, reshape with -1",
     )
 
 

@@ -14,9 +14,11 @@ import torch
 
 from gaitsdk.errors import ExportError
 from gaitsdk_export.atomic import appears_whole
+from gaitsdk_export.eager import assert_runs_stretched, eager_network
 from gaitsdk_export.parity import Case, Network, ParityReport, Tolerance, check
-from gaitsdk_export.to_onnx import eager_network
 from gaitsdk_export.wrappers import ExportWrapper
+
+_jit: Any = torch.jit  # torch leaves these functions untyped
 
 
 def to_torchscript(
@@ -36,7 +38,7 @@ def to_torchscript(
     with appears_whole(target) as temporary:
         hints = _trace(wrapper, temporary, dict(metadata or {}))
         network = torchscript_network(temporary)
-        _assert_dynamic(wrapper, network, target, hints)
+        assert_runs_stretched(wrapper, network, target, f"the tracer said: {hints[0]}" if hints else "")
         report = None
         if cases is not None:
             report = check(eager_network(wrapper), network, cases, tolerance)
@@ -48,7 +50,7 @@ def torchscript_network(path: str | os.PathLike[str]) -> Network:
     """A TorchScript file as a function of arrays, on the CPU."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
-        module = torch.jit.load(os.fspath(path), map_location="cpu")
+        module = _jit.load(os.fspath(path), map_location="cpu")
 
     def run(*arrays: Any) -> list[Any]:
         with torch.inference_mode():
@@ -62,13 +64,13 @@ def _trace(wrapper: ExportWrapper, path: Path, metadata: dict[str, str]) -> list
     """Writes the frozen trace; gives the tracer's hints about values that it took for constants."""
     notes = {"task": wrapper.task, "role": wrapper.role, "torch": torch.__version__, **wrapper.sizes, **metadata}
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
-        warnings.simplefilter("always", torch.jit.TracerWarning)
+        warnings.simplefilter("always", _jit.TracerWarning)
         # Ours to make, and announced to users in the documentation: the warning would only worry them.
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         try:
             # check_trace would only repeat the same input; parity runs many.
-            traced = torch.jit.freeze(torch.jit.trace(wrapper, wrapper.example(), check_trace=False).eval())
-            torch.jit.save(traced, os.fspath(path), _extra_files={"gaitsdk.json": json.dumps(notes, sort_keys=True)})
+            traced = _jit.freeze(_jit.trace(wrapper, wrapper.example(), check_trace=False).eval())
+            _jit.save(traced, os.fspath(path), _extra_files={"gaitsdk.json": json.dumps(notes, sort_keys=True)})
         except (RuntimeError, TypeError, ValueError) as error:
             raise ExportError(
                 f"torch cannot trace the {wrapper.role}",
@@ -77,31 +79,6 @@ def _trace(wrapper: ExportWrapper, path: Path, metadata: dict[str, str]) -> list
                 fix="keep runtime='torch' for this model",
             ) from error
     for each in caught:
-        if not issubclass(each.category, torch.jit.TracerWarning):
+        if not issubclass(each.category, _jit.TracerWarning):
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-    return [str(each.message).split(". ")[0] for each in caught if issubclass(each.category, torch.jit.TracerWarning)]
-
-
-def _assert_dynamic(wrapper: ExportWrapper, network: Network, target: Path, hints: list[str]) -> None:
-    """Runs the trace with every free axis at another size than the traced one."""
-    example = [each.numpy() for each in wrapper.example()]
-    stretched = []
-    for name, array in zip(wrapper.input_names, example, strict=True):
-        for axis in wrapper.dynamic_axes[name]:
-            array = np.concatenate([array, array.take(range(1), axis=axis)], axis=axis)
-        stretched.append(array)
-    expected = [each.shape for each in eager_network(wrapper)(*stretched)]
-    try:
-        found = [each.shape for each in network(*stretched)]
-    except RuntimeError as error:
-        found, reason = [], str(error).strip().splitlines()[-1]
-    else:
-        reason = f"shapes {found}"
-    if found != expected:
-        raise ExportError(
-            "an axis that must be free is fixed in the trace",
-            where=str(target),
-            got=reason + (f" (the tracer said: {hints[0]})" if hints else ""),
-            expected=f"shapes {expected} for inputs of {[each.shape for each in stretched]}",
-            fix="a Python number taken from a tensor in forward() is fixed: compute with tensors",
-        )
+    return [str(each.message).split(". ")[0] for each in caught if issubclass(each.category, _jit.TracerWarning)]

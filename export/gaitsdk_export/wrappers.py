@@ -134,8 +134,8 @@ def stable_order(distances: Tensor) -> Tensor:
     """Positions from the smallest to the largest distance, ties in list order: `[B, K]` float -> `[B, K]` int64.
 
     By counting: a candidate's rank is the number of candidates that are nearer, or as near and earlier in the list.
-    K x K comparisons are nothing at K = 10, and unlike a sort they leave no freedom: torch's ONNX exporter has no stable
-    sort, ONNX's TopK breaks ties by position, and TensorRT's promises nothing.
+    K x K comparisons are nothing at K = 10, and unlike a sort they leave no runtime any freedom: torch's ONNX exporter
+    (2.13) has no stable sort, and while ONNX defines that TopK breaks ties by position, not every compiler promises it.
     """
     position = torch.arange(distances.shape[1], device=distances.device)
     mine, other = distances.unsqueeze(2), distances.unsqueeze(1)

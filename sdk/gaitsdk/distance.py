@@ -171,9 +171,9 @@ def _cosine_direct(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np
     x_unit, x_square = _unit(x)
     y_unit, y_square = _unit(y)
     difference = x_unit - y_unit
-    # 1 - cos = |x - y|^2 / 2 for unit vectors: no cancellation. Where one is shorter the rest of the identity is needed.
+    # 1 - cos = |x - y|^2 / 2 for unit vectors: nothing cancels. A shorter one needs the rest of the identity.
     distances = 0.5 * np.einsum("nsd,nsd->ns", difference, difference)
-    distances += np.where((x_square < 0.5) | (y_square < 0.5), 1.0 - 0.5 * (x_square + y_square), 0.0)
+    distances += np.where((x_square < 1.0) | (y_square < 1.0), 1.0 - 0.5 * (x_square + y_square), 0.0)
     mean: NDArray[np.float64] = distances.mean(-1)
     return mean
 

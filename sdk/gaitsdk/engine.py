@@ -163,7 +163,7 @@ class LocalEngine:
         return pipeline.enroll(self._gallery, identity, sequences, features)
 
     def delete(self, identity: str) -> int:
-        return self._gallery.delete(identity=identity)
+        return pipeline.delete(self._gallery, identity)
 
     def identities(self) -> list[str]:
         return self._gallery.identities()

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk import thumbnails as thumbnail
-from gaitsdk.errors import OptionError
+from gaitsdk.distance import paired
+from gaitsdk.errors import GalleryError, OptionError, UnknownIdentityError
 
 if TYPE_CHECKING:
     from gaitsdk.gallery import Gallery
@@ -27,6 +28,8 @@ Silhouettes = NDArray[np.uint8]
 PADDING_LIMIT = 1.25
 #: Sequences in one call of the backbone. CPUs are slower per sequence with large batches (frames fall out of cache).
 MAX_BATCH = 8
+#: How often a search is repeated when entries are deleted under it.
+SEARCH_AGAIN = 10
 
 
 def pad_cyclic(frames: Silhouettes, length: int) -> Silhouettes:
@@ -97,8 +100,18 @@ class Shortlist:
 def shortlist(gallery: Gallery, features: Features, top_k: int, k: int) -> Shortlist:
     """Searches the gallery for what `identify(top_k)` with a re-ranking list of `k` needs: `M = max(top_k, k)`, both at
     most the gallery's size. `k = 0` means that nothing will be re-ranked."""
-    wanted = max(top_k, k)
-    entry_ids, distances = gallery.search(features, wanted)
+    for _ in range(SEARCH_AGAIN):
+        try:
+            return _shortlist(gallery, features, max(top_k, k), k)
+        except UnknownIdentityError:
+            continue  # somebody deleted an entry between the search and the reading of it
+    raise GalleryError(
+        "entries keep disappearing while they are being read", where="gallery", fix="search again when deletion is done"
+    )
+
+
+def _shortlist(gallery: Gallery, features: Features, listed: int, k: int) -> Shortlist:
+    entry_ids, distances = gallery.search(features, listed)
     reranked = entry_ids[:, :k]
     strips, dims = features.shape[1:]
     maps = gallery.get(reranked.ravel()) if reranked.size else np.zeros((0, strips, dims), np.float32)
@@ -113,9 +126,9 @@ def shortlist(gallery: Gallery, features: Features, top_k: int, k: int) -> Short
 def strip_distances(probe: Features, candidates: Features) -> Features:
     """Mean-of-strips Euclidean distance of `[n, s, d]` to each of `[n, K, s, d]` -> `[n, K]` float32: what stands in
     for a re-ranker's distance where there is none."""
-    difference = probe[:, None].astype(np.float32) - candidates
-    distances: Features = np.sqrt(np.einsum("nksd,nksd->nks", difference, difference)).mean(-1).astype(np.float32)
-    return distances
+    n, k = candidates.shape[:2]
+    flat = np.ascontiguousarray(candidates, np.float32).reshape(n * k, *candidates.shape[2:])
+    return paired(np.repeat(probe, k, axis=0), flat).reshape(n, k)
 
 
 @dataclass(frozen=True)
@@ -206,6 +219,16 @@ def enroll(gallery: Gallery, identity: str, sequences: Sequence[Silhouettes], fe
     """Adds one entry per sequence (`F [n, s, d]`), each with a frame for pictures; all of them or none."""
     kept = [{thumbnail.KEY: thumbnail.pack(thumbnail.frame(each))} for each in sequences]
     return [int(entry) for entry in gallery.add_many([identity] * len(features), features, kept)]
+
+
+def delete(gallery: Gallery, identity: str) -> int:
+    """Deletes an identity with all its entries and gives their number; UnknownIdentityError where there is none."""
+    deleted = gallery.delete(identity=identity)
+    if not deleted:
+        raise UnknownIdentityError(
+            "nobody of that name is enrolled", where="identity", got=repr(identity), fix="see identities()"
+        )
+    return deleted
 
 
 def thumbnails(gallery: Gallery, entry_ids: Sequence[int], size: int) -> list[Silhouettes | None]:

@@ -5,6 +5,7 @@ The text is always written and read by protobuf itself, through `tritonclient`'s
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,8 +75,7 @@ class ModelConfig:
 
     def to_text(self) -> str:
         """The content of `config.pbtxt`."""
-        from google.protobuf import text_format
-
+        text_format = importlib.import_module("google.protobuf.text_format")
         return str(text_format.MessageToString(_to_message(self)))
 
 
@@ -85,8 +85,7 @@ def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
     Raises:
         ExportError: not a model configuration, or it has an unknown field (with the line).
     """
-    from google.protobuf import text_format
-
+    text_format = importlib.import_module("google.protobuf.text_format")
     message = _messages().ModelConfig()
     try:
         text_format.Parse(text, message)

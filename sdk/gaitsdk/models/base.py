@@ -26,14 +26,15 @@ class GaitModel(nn.Module, abc.ABC):
         input_size: (H, W) of one input frame.
         length_handling: how a shorter sequence may be padded in a batch: "cyclic" = repeating its frames from the
             start leaves F unchanged; "alone" = padding changes F, so only equal lengths share a batch.
-        chunk_frames: how many frames `forward_sequences` lets through the network at once.
+        chunk_frames: how many frames `forward_sequences` lets through the network at once; None = 32 on a CPU, whose
+            caches larger chunks overflow, else 512.
     """
 
     Options: ClassVar[type[ModelOptions]] = ModelOptions
     name: ClassVar[str] = ""
     length_handling: ClassVar[str] = "alone"
     input_channels: ClassVar[int] = 1
-    chunk_frames: int = 64
+    chunk_frames: int | None = None
 
     def __init__(self, options: ModelOptions, *, strips: int, dims: int) -> None:
         super().__init__()
@@ -152,12 +153,17 @@ class GaitModel(nn.Module, abc.ABC):
             groups.setdefault(sequence.shape[0], []).append(index)
         found: dict[int, Tensor] = {}
         for length, members in groups.items():
-            step = max(1, self.chunk_frames // length)
+            step = max(1, self._chunk_frames() // length)
             for start in range(0, len(members), step):
                 batch = members[start : start + step]
                 features = self.extract(torch.stack([sequences[i] for i in batch]))
                 found.update(zip(batch, features.unbind(0), strict=True))
         return torch.stack([found[index] for index in range(len(sequences))])
+
+    def _chunk_frames(self) -> int:
+        if self.chunk_frames is not None:
+            return self.chunk_frames
+        return 32 if next(self.parameters()).device.type == "cpu" else 512
 
     def _frame_shape(self) -> tuple[int, ...]:
         return self.input_size if self.input_channels == 1 else (self.input_channels, *self.input_size)
@@ -187,7 +193,9 @@ class GaitModel(nn.Module, abc.ABC):
         try:
             self._check(sequence.unsqueeze(0))
         except (SilhouetteShapeError, SilhouetteValueError, NoFramesError) as error:
-            raise type(error)(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from None
+            got = error.got if isinstance(error, SilhouetteValueError) else tuple(sequence.shape)
+            expected = (error.expected or "").replace("[B, T,", "[T,")
+            raise type(error)(error.what, where=where, got=got, expected=expected, fix=error.fix) from None
         low, high = (float(v) for v in sequence.aminmax())
         if not (low >= 0.0 and high <= 1.0):
             raise SilhouetteValueError(
@@ -239,7 +247,7 @@ class FrameSetModel(GaitModel):
     def _chunks(self, lengths: list[int]) -> Iterator[list[tuple[int, int, int]]]:
         """Consecutive (sequence, start, stop) pieces, `chunk_frames` frames together."""
         chunk: list[tuple[int, int, int]] = []
-        room = self.chunk_frames
+        room = limit = self._chunk_frames()
         for index, length in enumerate(lengths):
             start = 0
             while start < length:
@@ -249,6 +257,6 @@ class FrameSetModel(GaitModel):
                 start = stop
                 if room == 0:
                     yield chunk
-                    chunk, room = [], self.chunk_frames
+                    chunk, room = [], limit
         if chunk:
             yield chunk

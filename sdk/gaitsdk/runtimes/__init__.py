@@ -1,8 +1,8 @@
 """Runtimes: what executes a bundle's networks. `open_runtime` picks one; all of them give the same answers.
 
-    torch        PyTorch, eager: any device that torch has; needs no artefact
-    torchscript  the traced artefact (legacy, for those who serve it)
-    onnx         ONNX Runtime: the default, needs no torch
+torch        PyTorch, eager: any device that torch has; needs no artefact
+torchscript  the traced artefact (legacy, for those who serve it)
+onnx         ONNX Runtime: the default, needs no torch
 """
 
 from __future__ import annotations

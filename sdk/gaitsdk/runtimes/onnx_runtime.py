@@ -122,7 +122,16 @@ class OnnxRuntime:
 
 
 def _run(session: Any, output: str, feed: dict[str, NDArray[Any]]) -> Features:
-    features: Features = session.run([output], feed)[0]
+    try:
+        features: Features = session.run([output], feed)[0]
+    # Its exceptions have no public base class but Exception.
+    except Exception as error:
+        raise RuntimeUnavailableError(
+            "ONNX Runtime could not execute the network",
+            where="runtime 'onnx'",
+            got=f"{str(error).strip()[:400]}, inputs { ({name: list(array.shape) for name, array in feed.items()}) }",
+            fix="if memory ran out, send fewer or shorter sequences; else try runtime='torch'",
+        ) from error
     return features
 
 

@@ -37,7 +37,7 @@ class NetworkRuntime(Protocol):
 
     @property
     def name(self) -> str:
-        """"torch", "torchscript" or "onnx"."""
+        """ "torch", "torchscript" or "onnx"."""
         ...
 
     @property
@@ -88,14 +88,18 @@ def read_artefact(bundle: Bundle, network: Network, kind: str) -> Artefact:
     fix = f"gaitsdk export {bundle.path} --to {kind}"
     if path is None:
         raise RuntimeUnavailableError(
-            f"the bundle has no {kind} of the {network}", where=str(bundle.path), fix=f"{fix}, or choose another runtime"
+            f"the bundle has no {kind} of the {network}",
+            where=str(bundle.path),
+            fix=f"{fix}, or choose another runtime",
         )
     beside = path.with_name(f"{path.name}.export.json")
     try:
         content = path.read_bytes()
         record = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BundleError("the artefact or its record cannot be read", where=str(path), got=str(error), fix=fix) from error
+        raise BundleError(
+            "the artefact or its record cannot be read", where=str(path), got=str(error), fix=fix
+        ) from error
     expected = {
         "sha256": hashlib.sha256(content).hexdigest(),
         "source_sha256": bundle.manifest.files[f"{network}.safetensors"].sha256,
@@ -107,7 +111,11 @@ def read_artefact(bundle: Bundle, network: Network, kind: str) -> Artefact:
         if record.get(key) != value:
             what = "the artefact was changed after its export" if key == "sha256" else "the artefact is stale"
             raise BundleError(
-                what, where=str(path), got=f"{key} {record.get(key)}", expected=f"{key} {value}", fix=f"re-export: {fix}"
+                what,
+                where=str(path),
+                got=f"{key} {record.get(key)}",
+                expected=f"{key} {value}",
+                fix=f"re-export: {fix}",
             )
     if record.get("verdict") != "OK":
         logger.warning("%s was exported without comparing its answers (verdict %s)", path, record.get("verdict"))
@@ -156,7 +164,9 @@ def check_pairs(probe: Features, candidates: Features, bundle: Bundle) -> tuple[
     return np.ascontiguousarray(p, np.float32), np.ascontiguousarray(c, np.float32)
 
 
-def embed_in_parts(run: Callable[[Silhouettes], Features], silhouettes: Silhouettes, bundle: Bundle, device: str) -> Features:
+def embed_in_parts(
+    run: Callable[[Silhouettes], Features], silhouettes: Silhouettes, bundle: Bundle, device: str
+) -> Features:
     """Sends a checked batch through `run` in slices of whole sequences, so that memory stays bounded."""
     batch, frames = silhouettes.shape[:2]
     out = np.empty((batch, bundle.strips, bundle.dims), np.float32)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from gaitsdk.errors import MissingDependencyError, RuntimeUnavailableError
 from gaitsdk.runtimes.protocol import (
+    FRAMES_PER_CALL,
     Features,
     Silhouettes,
     check_pairs,
@@ -38,7 +39,7 @@ def import_torch() -> Any:
 
 
 def pick_device(torch: Any, device: str) -> str:
-    """"auto" becomes "cuda:0" where torch can use one, else "cpu"; a device that is named must exist.
+    """ "auto" becomes "cuda:0" where torch can use one, else "cpu"; a device that is named must exist.
 
     Raises:
         RuntimeUnavailableError: torch has no such device.
@@ -107,13 +108,17 @@ class TorchRuntime(TorchNetworks):
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:
         torch = import_torch()
         used = prepare(torch, device, threads)
-        backbone = bundle.build_backbone().to(used).requires_grad_(False)
+        backbone: Any = bundle.build_backbone().to(used).requires_grad_(False)
         reranker = bundle.build_reranker()
         spec = bundle.manifest.input
+        if used != "cpu":
+            backbone.chunk_frames = FRAMES_PER_CALL["cuda"]  # the model's own value suits the caches of a CPU
 
         def embed(silhouettes: Any) -> Any:
-            # The same three steps in the same order as in the exported graph (gaitsdk_export.wrappers).
-            return backbone(silhouettes.float()[..., spec.cut : spec.size - spec.cut] / spec.scale)
+            # The same steps in the same order as in the exported graph (gaitsdk_export.wrappers); in chunks of frames,
+            # so that one long sequence takes no more memory than a short one where the architecture allows it.
+            frames = silhouettes.float()[..., spec.cut : spec.size - spec.cut] / spec.scale
+            return backbone.forward_sequences(list(frames))
 
         super().__init__("torch", bundle, used, embed, reranker.to(used).requires_grad_(False) if reranker else None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from gaitsdk.errors import BundleError
@@ -38,7 +39,10 @@ class TorchScriptRuntime(TorchNetworks):
 def _load(torch: Any, bundle: Bundle, network: Network, device: str) -> Any:
     artefact = read_artefact(bundle, network, "torchscript")
     try:
-        module = torch.jit.load(io.BytesIO(artefact.content), map_location=device)
+        with warnings.catch_warnings():
+            # Whoever chose this runtime has read that it is legacy.
+            warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
+            module = torch.jit.load(io.BytesIO(artefact.content), map_location=device)
     except (RuntimeError, ValueError) as error:
         raise BundleError(
             "torch cannot load the artefact",

@@ -1,7 +1,7 @@
 """What client and server agree on: names of models, limits, and how a typed error crosses the wire.
 
-Triton gives an error one string. Ours is a JSON object: the class's name and the parts of the message, so that the client
-raises the very error that the server met. The core prefixes it ("in ensemble 'identify', ..."); `decode_error` copes.
+Triton gives an error one string. Ours is a JSON object: the class's name and the parts of the message, so that the
+client raises the very error that the server met. The core puts words before it ("in ensemble 'identify', ...").
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from gaitsdk.errors import CalibrationError, GaitError, GalleryError, InputError
 EMBED, SHORTLIST, RERANK, DECIDE, IDENTIFY, GALLERY = "embed", "shortlist", "rerank", "decide", "identify", "gallery"
 #: One request or response, in bytes: what Triton's HTTP front end takes by default (64 MiB) less room for the header.
 MAX_MESSAGE_BYTES = 60 * 2**20
-#: The request parameter `threshold` that switches the server's own calibration off.
-NO_THRESHOLD = "none"
 
 _FIELDS = ("what", "where", "got", "expected", "fix")
 # Errors about what the caller sent or asked for. Others (a damaged bundle, a full disk) tell of the server's inside.
@@ -27,7 +25,7 @@ _PATH = re.compile(r"(?<![\w.])/(?:[^\s/'\",;:)]+/)+[^\s'\",;:)]*")
 
 
 def encode_error(error: Exception) -> str:
-    """The JSON text of an error, for a server's answer. Paths of the server's machine are left out, and so is everything
+    """The JSON text of an error, for a server's answer. Paths of the server's machine are left out, and so is all
     about errors that are not the caller's business."""
     if not isinstance(error, _FOR_CALLERS):
         error = ServerError("the server failed at this request", fix="the reason stands in the server's log")

@@ -1,0 +1,167 @@
+"""How good the shipped bundle is: unseen synthetic identities, real motion-captured walks, and the time of an embedding.
+
+    python benchmarks/shipped_bundle.py [--identities 100] [--real FOLDER] [--bundle NAME.gait]
+
+Prints a table and writes benchmarks/results/shipped_bundle.json. `--real` is a CASIA-B-style tree (id/type/view); the
+committed figures are for motion-captured walks of ten people (CMU Graphics Lab) rendered from 11 views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from gaitsdk import synthetic
+from gaitsdk.bundle import Bundle
+from gaitsdk.datasets import SequenceTree
+from gaitsdk.pipeline import embed_many
+from gaitsdk.runtimes import NetworkRuntime, open_runtime
+from gaitsdk_training.evaluation import evaluate, gei, hit_table, paired_bootstrap
+from gaitsdk_training.recipes.default import TEST_IDENTITIES
+
+RESULTS = Path(__file__).parent / "results" / "shipped_bundle.json"
+CONDITIONS = ("NM", "BG", "CL")
+FRAMES = 30
+console = Console()
+
+
+class Features:
+    """Feature maps and GEIs of a data set, with the labels that the protocol needs."""
+
+    def __init__(self) -> None:
+        self.deep: list[np.ndarray] = []
+        self.gei: list[np.ndarray] = []
+        self.labels: list[str] = []
+        self.types: list[str] = []
+        self.views: list[str] = []
+
+    def add(self, runtime: NetworkRuntime, silhouettes: list[np.ndarray], names: list[tuple[str, str, str]]) -> None:
+        self.deep.extend(embed_many(runtime.embed, silhouettes))
+        self.gei.extend(gei(each) for each in silhouettes)
+        for label, kind, view in names:
+            self.labels.append(label)
+            self.types.append(kind)
+            self.views.append(view)
+
+    def protocol(self) -> tuple[list[str], list[str], list[str]]:
+        return self.labels, self.types, self.views
+
+
+def synthetic_features(runtime: NetworkRuntime, identities: list[int]) -> Features:
+    found = Features()
+    for identity in track(identities, "unseen synthetic identities", console=console):
+        sequences = list(synthetic.dataset([identity], frames=FRAMES))
+        found.add(
+            runtime,
+            [each.silhouettes for each in sequences],
+            [(each.identity, each.type, each.view) for each in sequences],
+        )
+    return found
+
+
+def real_features(runtime: NetworkRuntime, root: Path) -> Features:
+    found = Features()
+    refs = list(SequenceTree(root))
+    for start in track(range(0, len(refs), 32), "real walks", console=console):
+        chunk = refs[start : start + 32]
+        found.add(runtime, [ref.load() for ref in chunk], [(ref.identity, ref.type, ref.view) for ref in chunk])
+    return found
+
+
+def figures(found: Features, runtime: NetworkRuntime) -> dict[str, Any]:
+    """CASIA-B protocol for GEI, the backbone alone and CarGait; and what CarGait changes, with its interval."""
+    names = found.protocol()
+    deep, baseline = np.stack(found.deep), np.stack(found.gei)
+    results = {
+        "GEI": evaluate(baseline, *names, protocol="casiab"),
+        "initial": evaluate(deep, *names, protocol="casiab"),
+        "cargait": evaluate(deep, *names, protocol="casiab", reranker=runtime.rerank, k=10),
+    }
+    keys = ("rank1", *(f"rank1/{c}" for c in CONDITIONS), *(f"rank1_same_view/{c}" for c in CONDITIONS))
+    table = {method: {key: round(values[key], 2) for key in keys} for method, values in results.items()}
+    hits = hit_table(deep, *names, protocol="casiab", reranker=runtime.rerank, k=10)
+    low, mean, high = paired_bootstrap(hits.before, hits.after, hits.identities, n=1000, seed=0)
+    return {
+        "sequences": len(found.labels),
+        "identities": len(set(found.labels)),
+        "probes": results["initial"]["probes"],
+        "rank1_percent": table,
+        "cargait_minus_initial_points": {
+            "mean": round(100 * mean, 3),
+            "interval_95": [round(100 * low, 3), round(100 * high, 3)],
+            "how": "1000 bootstrap resamples of identities, all cross-view comparisons pooled",
+        },
+    }
+
+
+def embedding_time(bundle: Bundle) -> dict[str, float]:
+    """Median milliseconds of one 30-frame sequence on one thread."""
+    sequence = synthetic.sequence(TEST_IDENTITIES[0], frames=FRAMES)[None]
+    times = {}
+    for name in ("onnx", "torch"):
+        runtime = open_runtime(bundle, runtime=name, device="cpu", threads=1)
+        seconds = []
+        for _ in range(25):
+            started = time.perf_counter()
+            runtime.embed(sequence)
+            seconds.append(time.perf_counter() - started)
+        times[name] = round(statistics.median(seconds[5:]) * 1e3, 2)
+        runtime.close()
+    return times
+
+
+def show(title: str, result: dict[str, Any]) -> None:
+    table = Table(title=f"{title}: {result['identities']} identities, {result['probes']} probes (CASIA-B protocol, %)")
+    table.add_column("method")
+    for condition in (*CONDITIONS, "mean"):
+        table.add_column(condition, justify="right")
+    for condition in CONDITIONS:
+        table.add_column(f"{condition} same view", justify="right")
+    for method, values in result["rank1_percent"].items():
+        cells = [values[f"rank1/{c}"] for c in CONDITIONS] + [values["rank1"]]
+        cells += [values[f"rank1_same_view/{c}"] for c in CONDITIONS]
+        table.add_row(method, *(f"{cell:.2f}" for cell in cells))
+    console.print(table)
+    console.print(f"CarGait - initial: {result['cargait_minus_initial_points']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--identities", type=int, default=len(TEST_IDENTITIES))
+    parser.add_argument("--real", type=Path, help="a CASIA-B-style tree of real walks")
+    parser.add_argument("--bundle", type=Path, help="default: the shipped one")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    bundle = Bundle.load(options.bundle)
+    runtime = open_runtime(bundle)
+    report: dict[str, Any] = {
+        "command": "python benchmarks/shipped_bundle.py",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}",
+        "runtime": f"{runtime.name} on {runtime.device}",
+        "model": bundle.fingerprint,
+        "embedding_ms_30_frames_1_thread": embedding_time(bundle),
+    }
+    console.print(f"embedding 30 frames, one thread, median ms: {report['embedding_ms_30_frames_1_thread']}")
+    found = synthetic_features(runtime, list(TEST_IDENTITIES)[: options.identities])
+    report["synthetic"] = figures(found, runtime)
+    show("unseen synthetic identities", report["synthetic"])
+    if options.real is not None:
+        report["real"] = figures(real_features(runtime, options.real), runtime)
+        show("real walks", report["real"])
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

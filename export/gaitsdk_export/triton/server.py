@@ -1,0 +1,341 @@
+"""Starts a tritonserver on a rendered repository, makes sure that it answers rightly, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gaitsdk.errors import EmptyGalleryError, ServerError
+from gaitsdk_export.triton.backend import Settings
+from gaitsdk_export.triton.installation import Installation, find_server
+
+if TYPE_CHECKING:
+    from gaitsdk.runtimes.triton import RemoteEngine
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for the models to load, and for requests in flight to finish when the server is told to stop.
+START_TIMEOUT = 120.0
+DRAIN_TIMEOUT = 8
+#: Before this version the Python backend sends zero bytes for every NumPy 2 array (python_backend pull request 384).
+NUMPY2_SINCE = (2, 53)
+#: Never needed here: both front ends refuse them without a key that nobody knows.
+CLOSED = "shared-memory,model-repository,trace,logging"
+
+# Runs between fork and the server, in a fresh process: asks the kernel to stop the server when the process that started
+# it dies, whatever way. (Doing it in a fork of a threaded parent is not safe.)
+_GUARD = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class TritonServer:
+    """A running tritonserver, as a context manager. Entering it returns once the server has proved that it answers.
+
+    The server listens on the loopback interface unless told otherwise; it has no authentication. It dies with the
+    thread that started it (the kernel sees to that, even at kill -9): start it from one that lives long enough.
+
+    Args:
+        repository: from `gaitsdk_export.triton.repository.render`.
+        settings: bundle, gallery, runtime: what the models read from their environment.
+        http_port, grpc_port, metrics_port: 0 = any free one; the attributes of the same name tell which.
+        log: file for the server's output; by default one that goes away with the server.
+        installation: which tritonserver; by default `find_server()`.
+
+    Raises (on entering):
+        ServerError: it cannot be started, does not get ready in time, or answers wrongly; with the end of its log.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str],
+        settings: Settings,
+        *,
+        host: str = "127.0.0.1",
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        log: str | os.PathLike[str] | None = None,
+        installation: Installation | None = None,
+    ) -> None:
+        self.repository, self.settings, self.host = Path(repository), settings, host
+        self.http_port, self.grpc_port, self.metrics_port = _ports(host, http_port, grpc_port, metrics_port)
+        self._log = None if log is None else Path(log)
+        self._installation = installation
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._processes = 0
+        # The name of the shared memory between models and stubs, so that what a killed server leaves can be removed.
+        self._shared_memory = f"gaitsdk_{secrets.token_hex(6)}_"
+
+    @property
+    def grpc_url(self) -> str:
+        """What `Recognizer.connect` takes."""
+        return f"grpc://{_reachable(self.host)}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """What `Recognizer.connect` takes."""
+        return f"http://{_reachable(self.host)}:{self.http_port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server; also of its process group."""
+        return self._running().pid
+
+    def start(self) -> TritonServer:
+        """What entering the context does."""
+        installation = self._installation or find_server()
+        check_repository(self.repository)
+        self._folder = Path(tempfile.mkdtemp(prefix="gaitsdk-triton-"))
+        try:
+            arguments, environment = installation.arrange(self._folder)
+            command = [str(installation.executable), *arguments, *self._arguments()]
+            guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())]
+            with self.log_path.open("wb") as output:
+                self._process = subprocess.Popen(
+                    [*guard, *command],
+                    env={**environment, **self.settings.to_environment()},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self._wait_until_ready()
+            self._refuse_numpy2()
+            self._canary()
+            self._processes = len(_members(self.pid))
+        except BaseException:
+            self.stop()
+            raise
+        logger.info("Triton answers at %s and %s", self.grpc_url, self.http_url)
+        return self
+
+    def stop(self) -> int | None:
+        """Lets requests in flight finish, ends the server and all of its processes; gives the exit code."""
+        process, self._process = self._process, None
+        code = None
+        if process is not None:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(DRAIN_TIMEOUT + 4)
+            except subprocess.TimeoutExpired:
+                logger.warning("Triton did not stop by itself within %d s", DRAIN_TIMEOUT + 4)
+            _kill_group(process.pid)
+            code = process.wait()
+            for left in Path("/dev/shm").glob(f"{self._shared_memory}*"):
+                left.unlink(missing_ok=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return code
+
+    def wait(self) -> int:
+        """Waits until the server ends; gives its exit code.
+
+        Raises:
+            ServerError: the process of a model died. Triton would go on refusing every request: stop it, start it anew.
+        """
+        process = self._running()
+        while process.poll() is None:
+            if len(_members(process.pid)) < self._processes:
+                raise ServerError("the process of a model died", where=str(self.repository), fix="start the server again")
+            time.sleep(0.2)
+        return process.returncode
+
+    def terminate(self) -> None:
+        """Asks the server to stop, without waiting; for signal handlers."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The end of the server's log."""
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return "(no log)"
+
+    @property
+    def log_path(self) -> Path:
+        """Where the server's output goes."""
+        if self._log is not None:
+            return self._log
+        if self._folder is None:
+            raise ServerError("the server was not started")
+        return self._folder / "server.log"
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _arguments(self) -> list[str]:
+        key = f"closed={secrets.token_hex(16)}"
+        return [
+            *("--model-repository", str(self.repository)),
+            *("--http-address", self.host, "--http-port", str(self.http_port)),
+            *("--grpc-address", self.host, "--grpc-port", str(self.grpc_port)),
+            *("--metrics-address", self.host, "--metrics-port", str(self.metrics_port)),
+            *("--model-control-mode", "none", "--disable-auto-complete-config"),
+            *("--strict-readiness", "true", "--exit-on-error", "true", "--exit-timeout-secs", str(DRAIN_TIMEOUT)),
+            *("--allow-sagemaker", "false", "--allow-vertex-ai", "false", "--allow-gpu-metrics", "false"),
+            *("--backend-config", f"python,shm-region-prefix-name={self._shared_memory}"),
+            *("--http-restricted-api", f"{CLOSED}:{key}", "--grpc-restricted-protocol", f"{CLOSED}:{key}"),
+        ]
+
+    def _wait_until_ready(self) -> None:
+        process, deadline = self._running(), time.monotonic() + START_TIMEOUT
+        while self._get("/v2/health/ready") is None:
+            code = process.poll()
+            if code is not None or time.monotonic() > deadline:
+                what = "tritonserver did not get ready" if code is None else f"tritonserver ended with code {code}"
+                raise ServerError(what, where=str(self.repository), got=f"the end of its log:\n{self._reason()}\n")
+            time.sleep(0.1)
+
+    def _reason(self) -> str:
+        """The lines of the log that name errors where there are some, else its end."""
+        text = self.log_tail(400).splitlines()
+        errors = [line for line in text if line.startswith("E") or "rror:" in line]
+        return "\n".join((errors or text)[-20:])
+
+    def _refuse_numpy2(self) -> None:
+        version = str(json.loads(self._get("/v2") or b"{}").get("version", "0"))
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+        if numbers < NUMPY2_SINCE and int(np.__version__.split(".")[0]) >= 2:
+            raise ServerError(
+                "this tritonserver answers with empty tensors under NumPy 2",
+                where=f"tritonserver {version}",
+                got=f"numpy {np.__version__}",
+                expected=f"numpy < 2, or tritonserver >= {'.'.join(map(str, NUMPY2_SINCE))}",
+                fix="pip install 'numpy<2' 'opencv-python-headless<4.12'",
+            )
+
+    def _canary(self) -> None:
+        """One made-up walk through every model. Nobody enrolled yet is a healthy answer too."""
+        from gaitsdk import synthetic
+        from gaitsdk.runtimes.triton import RemoteEngine
+
+        try:
+            engine = RemoteEngine(self.grpc_url, timeout=START_TIMEOUT, connect_timeout=START_TIMEOUT)
+            try:
+                self._try(engine, synthetic.sequence(0, frames=10))
+            finally:
+                engine.close()
+        except ServerError as error:
+            log = f"the end of the server's log:\n{self._reason()}\n"
+            raise ServerError(f"the canary failed: {error}", got=log) from error
+
+    def _try(self, engine: RemoteEngine, sequence: Any) -> None:
+        about = engine.description
+        features = engine.embed([sequence])
+        if features.shape != (1, about.strips, about.dims) or not np.isfinite(features).all():
+            raise ServerError(
+                "embed gave no usable features", got=str(features.shape), expected=f"[1, {about.strips}, {about.dims}]"
+            )
+        try:
+            answers = engine.identify([sequence], 1, about.k, None)
+        except EmptyGalleryError:
+            return
+        if answers.fingerprint != about.fingerprint:
+            raise ServerError("two models are being served", got=answers.fingerprint, expected=about.fingerprint)
+
+    def _get(self, path: str) -> bytes | None:
+        """The body of a 200 answer, or None."""
+        try:
+            with urllib.request.urlopen(f"{self.http_url}{path}", timeout=2) as response:
+                return bytes(response.read())
+        except (OSError, urllib.error.URLError):
+            return None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise ServerError("the server is not running")
+        return self._process
+
+
+def check_repository(repository: Path) -> None:
+    """Refuses folders that stop a server from loading the rest, with a message that Triton's own lacks."""
+    stray = [each.name for each in repository.iterdir() if each.is_dir() and not (each / "config.pbtxt").is_file()]
+    if stray:
+        raise ServerError(
+            "folders in the model repository that are no models",
+            where=str(repository),
+            got=", ".join(sorted(stray)),
+            fix="remove them, or render the repository again: gaitsdk deploy",
+        )
+
+
+def _ports(host: str, *wanted: int) -> tuple[int, ...]:
+    """The ports, with free ones in the place of zeros; all of them are open for us at this moment.
+
+    Raises:
+        ServerError: a port is taken.
+    """
+    sockets, ports = [], []
+    try:
+        for port in wanted:
+            probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            sockets.append(probe)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                where = f"{host}:{port}"
+                raise ServerError(
+                    "cannot listen there", where=where, got=error.strerror, fix="choose another port, or 0 for any"
+                ) from error
+            ports.append(int(probe.getsockname()[1]))
+    finally:
+        for probe in sockets:
+            probe.close()
+    return tuple(ports)
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+
+
+def _members(group: int) -> list[int]:
+    """The living processes of a process group: the server and one per instance of a Python model."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                state, _, its_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            except OSError:  # ended meanwhile
+                continue
+            if int(its_group) == group and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def _kill_group(group: int) -> None:
+    """Ends whatever is left of the server's process group (stubs that did not hear of the end)."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+

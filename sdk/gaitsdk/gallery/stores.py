@@ -1,0 +1,64 @@
+"""Which store serves which path or URI."""
+
+from __future__ import annotations
+
+import os
+
+from gaitsdk.errors import OptionError
+from gaitsdk.gallery.protocol import Gallery
+from gaitsdk.gallery.sqlite import SqliteGallery
+
+
+def open_gallery(
+    path_or_uri: str | os.PathLike[str] = ":memory:",
+    *,
+    fingerprint: str | None = None,
+    strips: int | None = None,
+    dims: int | None = None,
+    metric: str | None = None,
+    read_only: bool = False,
+    create: bool = True,
+    timeout: float = 5.0,
+) -> Gallery:
+    """Opens a gallery, or creates it.
+
+    Args:
+        path_or_uri: a file, `sqlite:///path/to/file`, or ":memory:" (gone when closed).
+        fingerprint: of the model whose features it holds. Needed to create; checked against an existing gallery.
+        strips, dims: s and d of a feature map `[s, d]`. Likewise.
+        metric: "euclidean" or "cosine". Likewise; None = what the gallery has, "euclidean" for a new one.
+        read_only: adding and deleting raise `GalleryError`; nothing is created.
+        create: False = raise where nothing exists.
+        timeout: seconds to wait for another process's write before `GalleryLockedError`.
+
+    Returns:
+        A store with the `Gallery` protocol; usable from several threads, also as a context manager.
+
+    Raises:
+        ModelMismatchError: the gallery holds another model's features, or other s, d or metric.
+        GalleryCorruptError: the file is no gallery, is damaged, or has another format version.
+        GalleryError: it does not exist and may not be created; a folder; no permission.
+        OptionError: an option is impossible or missing, or no store serves that URI.
+    """
+    location = os.fspath(path_or_uri)
+    scheme, separator, rest = location.partition("://")
+    if separator:
+        if scheme != "sqlite":
+            raise OptionError(
+                "no gallery store serves this URI",
+                where="path_or_uri",
+                got=repr(location),
+                expected="a file path, sqlite:///path, or ':memory:'",
+            )
+        # As elsewhere: three slashes are a relative path, four an absolute one.
+        location = rest.removeprefix("/") or ":memory:"
+    return SqliteGallery(
+        location,
+        fingerprint=fingerprint,
+        strips=strips,
+        dims=dims,
+        metric=metric,
+        read_only=read_only,
+        create=create,
+        timeout=timeout,
+    )

@@ -1,0 +1,205 @@
+"""What raw clients may send: a refusal with a reason, and a server that answers the next request rightly."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gaitsdk import Recognizer, synthetic
+from gaitsdk.errors import (
+    InputError,
+    NoFramesError,
+    OptionError,
+    SilhouetteError,
+    StaticSequenceError,
+    TooFewFramesError,
+    TooManyFramesError,
+)
+from gaitsdk.runtimes.wire import decode_error
+from gaitsdk_export.triton.server import TritonServer
+
+client = pytest.importorskip("tritonclient.grpc")
+utils = pytest.importorskip("tritonclient.utils")
+
+GOOD = synthetic.sequence(3, type="nm-03", frames=12)
+
+
+@pytest.fixture(scope="module")
+def raw(server: TritonServer) -> Iterator[Any]:
+    connection = client.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(autouse=True)
+def still_right(server: TritonServer, remote: Recognizer) -> Iterator[None]:
+    """After every test here the same server, with the same process id, gives the same good answer."""
+    before, process = remote.identify(GOOD).to_dict(), server.pid
+    yield
+    after = remote.identify(GOOD).to_dict()
+    assert server.pid == process
+    assert after["candidates"] == before["candidates"]
+
+
+def ask(raw: Any, model: str, parameters: dict[str, Any] | None = None, **arrays: np.ndarray) -> Any:
+    """The error that a request gets, decoded where it is one of ours."""
+    types = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64", "object": "BYTES", "float64": "FP64"}
+    inputs = []
+    for name, array in arrays.items():
+        tensor = client.InferInput(name, list(array.shape), types[array.dtype.name])
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+    with pytest.raises(utils.InferenceServerException) as caught:
+        raw.infer(model, inputs, parameters=parameters, client_timeout=30)
+    message = caught.value.message()
+    assert "/" not in message.replace("[-1,", ""), f"a path leaks: {message}"
+    assert "shm" not in message and "Traceback" not in message and ".py" not in message
+    return decode_error(message) or message
+
+
+BLANK = np.zeros((1, 12, 64, 64), np.uint8)
+
+
+@pytest.mark.parametrize("model", ["embed", "identify"])
+@pytest.mark.parametrize(
+    ("silhouettes", "error"),
+    [
+        (GOOD[None, :1], TooFewFramesError),
+        (BLANK, NoFramesError),
+        (np.repeat(GOOD[None, :1], 12, axis=1), StaticSequenceError),
+        (np.concatenate([GOOD[None], BLANK]), NoFramesError),
+        (np.resize(GOOD, (1, 20_000, 64, 64))[:, :2001], TooManyFramesError),
+        (np.full((1, 12, 64, 64), 255, np.uint8), SilhouetteError),
+    ],
+    ids=["one-frame", "blank", "static", "one-of-two-blank", "too-long", "all-white"],
+)
+def test_unusable_silhouettes(raw: Any, model: str, silhouettes: np.ndarray, error: type[Exception]) -> None:
+    assert isinstance(ask(raw, model, silhouettes=np.ascontiguousarray(silhouettes)), error)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"silhouettes": np.zeros((1, 12, 32, 32), np.uint8)}, "unexpected shape"),
+        ({"silhouettes": np.zeros((12, 64, 64), np.uint8)}, "unexpected shape"),
+        ({"silhouettes": np.zeros((1, 12, 64, 64), np.float32)}, "data-type"),
+        ({"silhouettes": np.zeros((17, 4, 64, 64), np.uint8)}, "batch-size"),
+        ({"pictures": GOOD[None]}, "pictures"),
+        ({"silhouettes": np.zeros((1, 0, 64, 64), np.uint8)}, ""),
+        ({"silhouettes": np.zeros((0, 12, 64, 64), np.uint8)}, ""),
+        ({}, ""),
+    ],
+    ids=["size", "rank", "dtype", "batch", "name", "no-frames", "no-sequences", "nothing"],
+)
+def test_wrong_tensors(raw: Any, arrays: dict[str, np.ndarray], says: str) -> None:
+    assert says in str(ask(raw, "identify", **arrays))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"top_k": 0},
+        {"top_k": -1},
+        {"top_k": True},
+        {"top_k": "ten"},
+        {"top_k": 2.5},
+        {"k": 0},
+        {"k": -(2**62)},
+        {"threshold": -1.0},
+        {"threshold": float("nan")},
+        {"threshold": "low"},
+    ],
+    ids=str,
+)
+def test_wrong_parameters(raw: Any, parameters: dict[str, Any]) -> None:
+    error = ask(raw, "identify", parameters, silhouettes=GOOD[None])
+    assert isinstance(error, OptionError)
+    assert next(iter(parameters)) in str(error)
+
+
+def test_features_that_are_not_finite(raw: Any, remote: Recognizer) -> None:
+    about = remote.description
+    for value in (np.nan, np.inf):
+        features = np.full((1, about.strips, about.dims), value, np.float32)
+        assert isinstance(ask(raw, "shortlist", features=features), InputError)
+        error = ask(raw, "rerank", features=features, candidate_features=features[:, None])
+        assert isinstance(error, InputError)
+
+
+def test_wrong_gallery_requests(raw: Any) -> None:
+    def text(*values: bytes) -> np.ndarray:
+        return np.array(values, object)
+
+    lengths = np.array([12], np.int64)
+    cases: list[tuple[dict[str, np.ndarray], type[Exception]]] = [
+        ({"action": text(b"drop")}, OptionError),
+        ({"action": text(b"enroll")}, InputError),
+        ({"action": text(b"delete")}, InputError),
+        ({"action": text(b"delete"), "identity": text(b"\xff\xfe")}, InputError),
+        ({"action": text(b"enroll"), "identity": text(b""), "silhouettes": GOOD, "lengths": lengths}, InputError),
+        ({"action": text(b"enroll"), "identity": text(b"a"), "silhouettes": GOOD, "lengths": lengths + 1}, InputError),
+        ({"action": text(b"enroll"), "identity": text(b"a"), "silhouettes": GOOD, "lengths": -lengths}, InputError),
+        (
+            {"action": text(b"enroll"), "identity": text(b"a"), "silhouettes": BLANK[0], "lengths": lengths},
+            NoFramesError,
+        ),
+        ({"action": text(b"thumbnails"), "entry_id": np.array([10**12], np.int64)}, Exception),
+    ]
+    for arrays, error in cases:
+        assert isinstance(ask(raw, "gallery", **arrays), error), arrays["action"]
+
+
+def test_one_bad_request_does_not_spoil_the_batch_it_shares(remote: Recognizer, raw: Any) -> None:
+    """Requests that wait together at `embed` are stacked; each gets its own answer."""
+    import concurrent.futures
+
+    expected = remote.embed(GOOD)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        good = [pool.submit(remote.embed, GOOD) for _ in range(12)]
+        bad = [pool.submit(ask, raw, "embed", silhouettes=BLANK) for _ in range(12)]
+        assert all(isinstance(each.result(), NoFramesError) for each in bad)
+        for each in good:
+            np.testing.assert_allclose(each.result(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[" * 10_000,
+        json.dumps({"inputs": []}).encode(),
+        json.dumps(
+            {"inputs": [{"name": "silhouettes", "shape": [1, -4, 64, 64], "datatype": "UINT8", "data": []}]}
+        ).encode(),
+        json.dumps(
+            {"inputs": [{"name": "silhouettes", "shape": [1, 2, 64, 64], "datatype": "UINT8", "data": [1]}]}
+        ).encode(),
+        json.dumps({"inputs": [{"name": "silhouettes", "shape": [2**62, 2, 64, 64], "datatype": "UINT8"}]}).encode(),
+    ],
+    ids=["empty", "cut", "deep", "no-inputs", "negative", "too-short", "overflow"],
+)
+def test_malformed_http(server: TritonServer, body: bytes) -> None:
+    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=10)
+    connection.request("POST", "/v2/models/identify/infer", body)
+    assert 400 <= connection.getresponse().status < 600
+    connection.close()
+
+
+@pytest.mark.parametrize("path", ["systemsharedmemory/region/x/register", "repository/models/embed/unload", "logging"])
+def test_administration_is_closed(server: TritonServer, path: str) -> None:
+    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=10)
+    connection.request("POST", f"/v2/{path}", b"{}")
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+def test_administration_is_closed_over_grpc(raw: Any) -> None:
+    for call in (raw.get_system_shared_memory_status, raw.get_model_repository_index, raw.get_log_settings):
+        with pytest.raises(utils.InferenceServerException, match="restricted"):
+            call()

@@ -1,0 +1,131 @@
+"""How typed errors and tokens travel; no server of Triton's is needed here."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from gaitsdk import Recognizer
+from gaitsdk.errors import (
+    BundleError,
+    DeadlineExceededError,
+    EmptyGalleryError,
+    GaitError,
+    GalleryError,
+    InputError,
+    OptionError,
+    QueueFullError,
+    ServerError,
+    ServerUnavailableError,
+    TooFewFramesError,
+    UnknownIdentityError,
+)
+from gaitsdk.runtimes.transport import _typed
+from gaitsdk.runtimes.wire import decode_error, encode_error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TooFewFramesError(
+            "too short a walk", where="silhouettes", got=1, expected="2 frames or more", fix="film longer"
+        ),
+        EmptyGalleryError("nobody is enrolled"),
+        UnknownIdentityError("nobody of that name is enrolled", got="'Zoë {\"error\"}'"),
+        OptionError("bad", where="top_k", got=0),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "in ensemble 'identify', ", "[request id: 7] "])
+def test_an_error_arrives_as_it_was(error: GaitError, prefix: str) -> None:
+    arrived = decode_error(prefix + encode_error(error))
+    assert type(arrived) is type(error)
+    assert str(arrived) == str(error)
+
+
+def test_what_is_inside_the_server_stays_there() -> None:
+    for error in (BundleError("damaged", where="/srv/secret/x.gait"), OSError("/dev/shm/triton_region"), KeyError("x")):
+        text = encode_error(error)
+        assert "secret" not in text and "triton_region" not in text
+        assert type(decode_error(text)) is ServerError
+    text = encode_error(GalleryError("cannot be written", where="/srv/secret/people.db", got="disk I/O error"))
+    assert "secret" not in text and "<path>" in text
+    assert type(decode_error(text)) is GalleryError
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plain words",
+        '{"error": "OptionError"',
+        '{"error": "SystemExit", "what": "x"}',
+        '{"error": "annotations", "what": "x"}',
+        '{"error": "OptionError"}',
+        '{"error": 3, "what": "x"}',
+    ],
+)
+def test_other_texts_are_not_taken_for_our_errors(text: str) -> None:
+    assert decode_error(text) is None
+
+
+def test_the_token_is_sent_over_http() -> None:
+    seen: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.headers["authorization"])
+            self.rfile.read(int(self.headers["content-length"] or 0))
+            self.send_response(401)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            """Quiet."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        with pytest.raises(ServerError, match="401"):
+            Recognizer.connect(f"http://127.0.0.1:{listener.server_port}", token="s3cret")
+        listener.shutdown()
+    assert seen == ["Bearer s3cret"]
+
+
+def test_the_token_is_sent_over_grpc() -> None:
+    grpc = pytest.importorskip("grpc")
+    seen: list[str] = []
+
+    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, details: Any) -> None:
+            seen.extend(value for key, value in details.invocation_metadata if key == "authorization")
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Handler()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with pytest.raises(ServerError) as caught:
+        Recognizer.connect(f"127.0.0.1:{port}", token="s3cret")
+    server.stop(None)
+    assert seen == ["Bearer s3cret"]
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("StatusCode.UNAVAILABLE", "[request id: 1] Exceeds maximum queue size", QueueFullError),
+        ("503", "Exceeds maximum queue size", QueueFullError),
+        ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", ServerUnavailableError),
+        ("StatusCode.INTERNAL", "Stub process 'embed_0_0' is not healthy.", ServerUnavailableError),
+        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceededError),
+        ("StatusCode.RESOURCE_EXHAUSTED", "Sent message larger than max", InputError),
+        ("400", "unexpected shape for input", ServerError),
+        ("400", encode_error(OptionError("bad", where="k")), OptionError),
+    ],
+)
+def test_every_status_has_its_error(status: str, message: str, kind: type[GaitError]) -> None:
+    error = _typed(status, message, "grpc://here:1", 1.0)
+    assert type(error) is kind
+    assert error.retryable == (kind in (QueueFullError, ServerUnavailableError, DeadlineExceededError))

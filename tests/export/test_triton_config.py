@@ -1,0 +1,153 @@
+"""Configurations as typed objects, and the rendered repository."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gaitsdk.bundle import Bundle
+from gaitsdk.errors import ExportError, OptionError
+from gaitsdk.models import create
+from gaitsdk.models.cargait import CarGait
+from gaitsdk_export.triton.config import Batching, ModelConfig, Step, Tensor, parse
+from gaitsdk_export.triton.repository import Options, configurations, differences, render
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    backbone = create("gaitbase", channels=(8, 8, 16, 16), stem_stride=2, strides=(1, 2, 1, 1), dims=32, strips=16)
+    path = tmp_path_factory.mktemp("bundle") / "tiny.gait"
+    return Bundle.create(path, backbone=backbone, reranker=CarGait(dims=32, width=32, heads=4))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    backbone = create("gaitbase", channels=(8, 8, 16, 16), stem_stride=2, strides=(1, 2, 1, 1), dims=32, strips=16)
+    return Bundle.create(tmp_path_factory.mktemp("bundle") / "plain.gait", backbone=backbone)
+
+
+def test_every_configuration_survives_the_round_trip(bundle: Bundle) -> None:
+    models = configurations(bundle, Options(max_batch=8, instances=3))
+    assert [each.name for each in models] == ["embed", "shortlist", "rerank", "decide", "identify", "gallery"]
+    for model in models:
+        assert parse(model.to_text()) == model
+        assert parse(model.to_text()).to_text() == model.to_text()
+
+
+def test_text_is_triton_s(bundle: Bundle) -> None:
+    config = ModelConfig(
+        name="a",
+        backend="python",
+        inputs=(Tensor("x", "uint8", (-1, 4)), Tensor("y", "bytes", (1,), optional=True)),
+        outputs=(Tensor("z", "float32", (2, 3)),),
+        max_batch_size=4,
+        batching=Batching(max_delay_us=100, max_queue_size=9, preferred=(4,)),
+        instances=2,
+        parameters={"quote": 'a "b"\n', "a": "1"},
+    )
+    text = config.to_text()
+    for piece in ("data_type: TYPE_UINT8", "max_queue_size: 9", "kind: KIND_CPU", "optional: true", "count: 2"):
+        assert piece in text
+    assert parse(text) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['name: "a"\nnonsense: 1', "name:", "max_batch_size: 9999999999999", "output { data_type: TYPE_FP16 dims: 1 }"],
+)
+def test_unusable_text_is_refused(text: str) -> None:
+    with pytest.raises(ExportError):
+        parse(text)
+
+
+def test_the_ensemble_s_wires_all_lead_somewhere(bundle: Bundle, plain: Bundle) -> None:
+    for each in (bundle, plain):
+        models = {model.name: model for model in configurations(each)}
+        ensemble = models["identify"]
+        known = {tensor.name: tensor for tensor in ensemble.inputs}
+        for step in ensemble.steps:
+            model = models[step.model]
+            assert set(step.inputs) == {tensor.name for tensor in model.inputs}
+            for tensor in model.inputs:
+                source = known[step.inputs[tensor.name]]
+                assert (source.data_type, source.dims) == (tensor.data_type, tensor.dims)
+            for tensor in model.outputs:
+                if tensor.name in step.outputs:
+                    assert step.outputs[tensor.name] not in known
+                    known[step.outputs[tensor.name]] = tensor
+        for tensor in ensemble.outputs:
+            assert known[tensor.name] == tensor
+        assert isinstance(ensemble.steps[0], Step)
+
+
+def test_identify_has_the_contract_s_tensors(bundle: Bundle) -> None:
+    identify = next(each for each in configurations(bundle) if each.name == "identify")
+    assert identify.inputs == (Tensor("silhouettes", "uint8", (-1, 64, 64)),)
+    outputs = {each.name: (each.data_type, each.dims) for each in identify.outputs}
+    expected = {
+        "identity": ("bytes", (-1,)),
+        "distance": ("float32", (-1,)),
+        "shortlist_distance": ("float32", (-1,)),
+        "shortlist_rank": ("int32", (-1,)),
+        "decision": ("bytes", (1,)),
+        "fingerprint": ("bytes", (1,)),
+    }
+    assert outputs.items() >= expected.items()
+
+
+def test_a_bundle_without_reranker_has_no_rerank(plain: Bundle) -> None:
+    models = {each.name: each for each in configurations(plain)}
+    assert "rerank" not in models
+    assert [step.model for step in models["identify"].steps] == ["embed", "shortlist", "decide"]
+    assert "rerank_distance" not in [each.name for each in models["decide"].inputs]
+
+
+def test_rendering_is_stable_and_has_no_path_and_no_weights(bundle: Bundle, tmp_path: Path) -> None:
+    first, second = render(bundle.path, tmp_path / "a"), render(bundle.path, tmp_path / "b")
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
+    for name in files:
+        content = (first / name).read_bytes()
+        assert content == (second / name).read_bytes()
+        assert str(bundle.path).encode() not in content and len(content) < 20_000
+    render(bundle.path, tmp_path / "a")
+    assert differences(bundle.path, tmp_path / "a") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_differences_are_named(bundle: Bundle, tmp_path: Path) -> None:
+    out = render(bundle.path, tmp_path / "models")
+    (out / "embed" / "1" / "model.py").write_text("")
+    (out / "rerank" / "config.pbtxt").unlink()
+    (out / "extra").write_text("x")
+    assert differences(bundle.path, out) == [
+        "embed/1/model.py: changed",
+        "extra: unexpected",
+        "rerank/config.pbtxt: missing",
+    ]
+    assert "embed/config.pbtxt: changed" in differences(bundle.path, out, Options(instances=2))
+    assert len(differences(bundle.path, tmp_path / "nothing")) == 12
+
+
+def test_a_folder_with_something_else_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match=r"thesis\.txt"):
+        render(bundle.path, tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("options", [{"max_batch": 0}, {"instances": True}, {"max_queue": -1}, {"max_batch": 2.0}])
+def test_impossible_options(options: dict[str, int]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        Options(**options)
+    assert replace(Options(), max_batch=4).max_batch == 4
+
+
+def test_the_committed_repository_is_what_the_shipped_bundle_renders() -> None:
+    committed = Path(__file__).parents[2] / "triton_models"
+    if not Bundle.default_path().exists():
+        pytest.skip("there is no shipped bundle yet")
+    assert differences(None, committed) == [], "render it again: gaitsdk deploy --out triton_models"

@@ -1,0 +1,120 @@
+"""The command line: each verb with good and with bad input, its exit codes, and its defaults."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gaitsdk import Recognizer, cli, synthetic
+
+
+class Outcome:
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_bundle: Path) -> Any:
+    gallery = tmp_path / "people.db"
+
+    def call(*arguments: object) -> Outcome:
+        environment = {**os.environ, "GAITSDK_GALLERY": str(gallery), "COLUMNS": "200", "NO_COLOR": "1"}
+        command = [sys.executable, "-m", "gaitsdk.cli", *map(str, arguments)]
+        return Outcome(subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path))
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("walks")
+    for person in (1, 2):
+        for kind in ("nm-01", "nm-02"):
+            np.save(folder / f"{person}-{kind}.npy", synthetic.sequence(person, kind, "090"))
+    return folder
+
+
+def test_enrol_then_identify_then_verify(run: Any, walks: Path, tiny_bundle: Path) -> None:
+    for person in (1, 2):
+        done = run("enroll", f"person{person}", walks / f"{person}-nm-01.npy", "--bundle", tiny_bundle)
+        assert done.code == 0 and f"the gallery holds {person}" in done.out, done.err
+    done = run("identify", walks / "1-nm-01.npy", "--bundle", tiny_bundle, "--json", "--save", "ranked.png")
+    assert done.code == 0, done.err
+    (result,) = json.loads(done.out)
+    assert result["identity"] == "person1" and len(result["candidates"]) == 2
+    shown = run("identify", walks / "1-nm-01.npy", "--bundle", tiny_bundle)
+    assert shown.code == 0 and "person1" in shown.out and "no threshold is calibrated" in shown.out
+    done = run("verify", walks / "1-nm-01.npy", walks / "1-nm-02.npy", "--bundle", tiny_bundle, "--threshold", "100")
+    assert done.code == 0 and done.out.startswith("same: distance")
+
+
+def test_identify_a_tree(run: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    synthetic.write_casiab(tmp_path / "tree", [1, 2, 3], types=("nm-01", "nm-05", "bg-01"), views=("054", "090"), frames=20)
+    done = run("identify", "--root", "tree", "--bundle", tiny_bundle, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["enrolled"] == 6 and report["identities"] == 3
+    assert {name: each["probes"] for name, each in report["conditions"].items()} == {"bg": 6, "nm": 6}
+    assert not (tmp_path / "people.db").exists(), "a tree leaves the user's gallery alone"
+    shown = run("identify", "--root", "tree", "--bundle", tiny_bundle)
+    assert shown.code == 0 and "Rank-1 cargait %" in shown.out
+    wrong = run("identify", "--root", "tree", "--enroll-types", "xx", "--bundle", tiny_bundle)
+    assert wrong.code == 1 and "nm-05" in wrong.err and "--enroll-types" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["identify"], 2, "gaitsdk identify FOLDER"),
+        (["identify", "nowhere", "--bundle", "BUNDLE"], 1, "nowhere"),
+        (["identify", "x.npy", "--bundle", "missing.gait"], 1, "no bundle there"),
+        (["identify", "x.npy", "--runtime", "onxx", "--bundle", "BUNDLE"], 2, "onnx"),
+        (["identify", "x.npy", "--top-k", "0", "--bundle", "BUNDLE"], 2, "top_k"),
+        (["identify", "x.npy", "--top-k", "many"], 2, "--top-k"),
+        (["identify", "x.npy", "--server", "grpc://127.0.0.1:9"], 1, "127.0.0.1:9"),
+        (["identify", "x.npy", "--server", "localhost:1", "--gallery", "g.db"], 2, "--gallery"),
+        (["enroll", "", "x.npy", "--bundle", "BUNDLE"], 1, "identity"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_bad_usage_is_2_and_failure_is_1(
+    run: Any, tiny_bundle: Path, tmp_path: Path, arguments: list[str], code: int, says: str
+) -> None:
+    np.save(tmp_path / "x.npy", synthetic.sequence(1))
+    done = run(*[str(tiny_bundle) if each == "BUNDLE" else each for each in arguments])
+    assert done.code == code, (done.out, done.err)
+    assert says in done.err and "Traceback" not in done.err
+
+
+def test_every_verb_explains_itself(run: Any) -> None:
+    shown = run("--help")
+    verbs = ("demo", "train", "evaluate", "export", "serve", "deploy", "enroll", "identify", "verify", "doctor")
+    for verb in verbs:
+        assert verb in shown.out
+        assert run(verb, "--help").code == 0
+
+
+def test_doctor(run: Any) -> None:
+    done = run("doctor", "--json")
+    assert done.code == 0, done.err
+    findings = json.loads(done.out)
+    assert findings["runtime onnx"].startswith("yes, on cpu")
+
+
+def test_defaults_are_the_librarys() -> None:
+    load = inspect.signature(Recognizer.load).parameters
+    for verb in (cli.enroll, cli.identify, cli.verify):
+        for name, parameter in inspect.signature(verb).parameters.items():
+            if name in load:
+                assert parameter.default == load[name].default, (verb.__name__, name)
+    identify, library = (inspect.signature(each).parameters for each in (cli.identify, Recognizer.identify))
+    for name in ("top_k", "k", "threshold"):
+        assert identify[name].default == library[name].default

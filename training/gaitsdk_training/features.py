@@ -1,0 +1,96 @@
+"""Features of a whole data set, and how well they find the same person from another view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from gaitsdk.distance import pairwise
+from gaitsdk.errors import DatasetError
+from gaitsdk.models import GaitModel
+from gaitsdk_training.data import SequenceDataset, to_input
+
+Features = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+#: Sequences that are handed to the backbone in one call; it chunks their frames itself.
+_BATCH = 16
+
+
+def embed_dataset(
+    model: GaitModel, dataset: SequenceDataset, *, frames: int | None = None, progress: Progress | None = None
+) -> Features:
+    """Features of every sequence, in inference mode (the model's training mode is left as it was).
+
+    Args:
+        model: a backbone, on any device.
+        dataset: n sequences.
+        frames: only the first so many frames of each; None = all.
+        progress: called as progress(done, total).
+
+    Returns:
+        F [n, s, d] float32.
+    """
+    parts = []
+    for start in range(0, len(dataset), _BATCH):
+        stop = min(start + _BATCH, len(dataset))
+        batch = [to_input(dataset[i][:frames], model.input_size) for i in range(start, stop)]
+        parts.append(model.forward_sequences(batch).float().cpu().numpy())
+        if progress is not None:
+            progress(stop, len(dataset))
+    return np.concatenate(parts)
+
+
+def cross_view_rank1(features: ArrayLike, dataset: SequenceDataset) -> float:
+    """Rank-1 in percent from one view to another, for validation during training: the mean over all pairs of different
+    views (u, v) of the share of sequences in view u whose nearest sequence in view v is of the same identity.
+
+    Where identities have walks of several types, the probe's own type is no candidate: two cameras that film one walk
+    make it too easy. With a single view it is leave-one-out.
+
+    Args:
+        features: F [n, s, d].
+        dataset: n sequences; only its labels are used.
+
+    Raises:
+        DatasetError: no probe has a candidate of its identity.
+    """
+    distances = pairwise(features, features)
+    np.fill_diagonal(distances, np.inf)
+    if len(set(dataset.types.tolist())) > 1:
+        distances[dataset.types[:, None] == dataset.types[None]] = np.inf
+    views = sorted(set(dataset.views.tolist()))
+    pairs = [(u, v) for u in views for v in views if u != v] or [(views[0], views[0])]
+    shares: list[float] = []
+    for u, v in pairs:
+        probes, gallery = np.flatnonzero(dataset.views == u), np.flatnonzero(dataset.views == v)
+        block = distances[np.ix_(probes, gallery)]
+        same = dataset.labels[probes][:, None] == dataset.labels[gallery][None]
+        usable = (same & np.isfinite(block)).any(axis=1)
+        if usable.any():
+            nearest = dataset.labels[gallery][block[usable].argmin(axis=1)]
+            shares.append(float((nearest == dataset.labels[probes][usable]).mean()))
+    if not shares:
+        raise DatasetError(
+            "no validation sequence has another of its identity to find",
+            where="cross_view_rank1",
+            got=f"{len(dataset)} sequences of {len(dataset.classes)} identities",
+            fix="validate on identities with several views or types",
+        )
+    return 100.0 * float(np.mean(shares))
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" = the first GPU, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def state_on_cpu(model: torch.nn.Module) -> dict[str, Any]:
+    """The model's state as contiguous CPU tensors of their own."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
