@@ -1,4 +1,4 @@
-"""How good the shipped bundle is: unseen synthetic identities, real motion-captured walks, and the time of an embedding.
+"""How good the shipped bundle is: on unseen synthetic identities, on real motion-captured walks, and how fast.
 
     python benchmarks/shipped_bundle.py [--identities 100] [--real FOLDER] [--bundle NAME.gait]
 

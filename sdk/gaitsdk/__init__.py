@@ -1,10 +1,10 @@
 """gaitsdk: recognise people by their gait.
 
-    from gaitsdk import Recognizer
+from gaitsdk import Recognizer
 
-    rec = Recognizer.load()
-    rec.enroll("alice", silhouettes)
-    print(rec.identify(probe).identity)
+rec = Recognizer.load()
+rec.enroll("alice", silhouettes)
+print(rec.identify(probe).identity)
 """
 
 from __future__ import annotations

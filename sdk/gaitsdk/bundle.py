@@ -1,9 +1,9 @@
 """A bundle: the folder `NAME.gait/` with a model and everything that is needed to use it.
 
-    manifest.json            what it is; carries its own checksum and the sha256 of every file
-    backbone.safetensors     weights of the backbone (no classifier)
-    reranker.safetensors     weights of CarGait, where the bundle has one
-    artefacts/               compiled networks, each beside its NAME.export.json
+manifest.json            what it is; carries its own checksum and the sha256 of every file
+backbone.safetensors     weights of the backbone (no classifier)
+reranker.safetensors     weights of CarGait, where the bundle has one
+artefacts/               compiled networks, each beside its NAME.export.json
 """
 
 from __future__ import annotations
@@ -174,13 +174,15 @@ class Bundle:
         folder = self.path / "artefacts"
         folder.mkdir(exist_ok=True)
         name = f"{network}{ARTEFACT_SUFFIX[kind]}"
-        # Until the manifest below is replaced too, a reader sees a checksum that differs and refuses: safe, never wrong.
+        # Until the manifest is replaced too, a reader sees a checksum that differs and refuses: safe, never wrong.
         os.replace(source, folder / name)
         (folder / f"{name}.export.json").write_text(json.dumps(dict(record), indent=1, sort_keys=True) + "\n")
         listed = {f"artefacts/{each}" for each in (name, f"{name}.export.json")}
         return self._replace_manifest(listed=listed) / "artefacts" / name
 
-    def annotate(self, *, training: Mapping[str, Any] | None = None, calibration: list[dict[str, Any]] | None = None) -> None:
+    def annotate(
+        self, *, training: Mapping[str, Any] | None = None, calibration: list[dict[str, Any]] | None = None
+    ) -> None:
         """Replaces the notes on training and/or the calibration; the fingerprint stays."""
         changes: dict[str, Any] = {}
         if training is not None:
@@ -321,7 +323,9 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError("the manifest is not valid", where=where, got=str(error), fix=_RESTORE) from error
     for name in ("backbone.safetensors", *(["reranker.safetensors"] if manifest.reranker else [])):
         if name not in manifest.files:
-            raise BundleError("the manifest does not list a file that it needs", where=where, expected=name, fix=_RESTORE)
+            raise BundleError(
+                "the manifest does not list a file that it needs", where=where, expected=name, fix=_RESTORE
+            )
     return manifest
 
 
@@ -340,7 +344,9 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     try:
         found = _file_entry(folder / name)
     except OSError as error:
-        raise BundleError("a listed file cannot be read", where=str(folder / name), got=str(error), fix=_RESTORE) from error
+        raise BundleError(
+            "a listed file cannot be read", where=str(folder / name), got=str(error), fix=_RESTORE
+        ) from error
     if found != entry:
         raise BundleError(
             "the file was changed after the bundle was written",

@@ -24,23 +24,31 @@ Gallery = Annotated[str | None, typer.Option(help="The gallery's file, or :memor
 Runtime = Annotated[str, typer.Option(help="auto, onnx, torch or torchscript.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 Reranker = Annotated[str, typer.Option(help="cargait or none.")]
-Server = Annotated[str | None, typer.Option(help="A Triton server (grpc://host:port or http://host:port) to ask instead.")]
+Server = Annotated[
+    str | None, typer.Option(help="A Triton server (grpc://host:port or http://host:port) to ask instead.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Sequence = Annotated[Path, typer.Argument(help="A folder of PNG masks, or a .npy or .pkl file with an array [T,H,W].")]
 
 
-def _open(bundle: Path | None, gallery: str | None, runtime: str, device: str, reranker: str, server: str | None) -> Recognizer:
+def _open(
+    bundle: Path | None, gallery: str | None, runtime: str, device: str, reranker: str, server: str | None
+) -> Recognizer:
     if server is None:
         return Recognizer.load(bundle, runtime=runtime, device=device, gallery=gallery, reranker=reranker)
     clash = {"bundle": bundle, "gallery": gallery}
     if given := [f"--{name}" for name, value in clash.items() if value is not None]:
-        raise OptionError("the server has its own", where="--server", got=" ".join(given), fix="leave these options out")
+        raise OptionError(
+            "the server has its own", where="--server", got=" ".join(given), fix="leave these options out"
+        )
     return Recognizer.connect(server)
 
 
 def enroll(
     identity: Annotated[str, typer.Argument(help="The person's name.")],
-    sequences: Annotated[list[Path], typer.Argument(help="One or more sequences: folders of PNG masks, .npy or .pkl files.")],
+    sequences: Annotated[
+        list[Path], typer.Argument(help="One or more sequences: folders of PNG masks, .npy or .pkl files.")
+    ],
     bundle: Bundle = None,
     gallery: Gallery = None,
     runtime: Runtime = "auto",
@@ -60,7 +68,9 @@ def enroll(
 
 
 def identify(
-    sequences: Annotated[list[Path] | None, typer.Argument(help="Sequences: folders of PNG masks, .npy or .pkl files.")] = None,
+    sequences: Annotated[
+        list[Path] | None, typer.Argument(help="Sequences: folders of PNG masks, .npy or .pkl files.")
+    ] = None,
     root: Annotated[
         Path | None, typer.Option(help="A CASIA-B-style tree (id/type/view): enrols some of it, identifies the rest.")
     ] = None,
@@ -69,9 +79,15 @@ def identify(
     ] = "nm-01,nm-02,nm-03,nm-04",
     views: Annotated[str | None, typer.Option(help="With --root: only these views, comma separated.")] = None,
     top_k: Annotated[int, typer.Option(help="Candidates to list.")] = TOP_K,
-    k: Annotated[int | None, typer.Option(help="Length of the list that is re-ranked; the bundle's by default.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Known means distance <= threshold; the bundle's by default.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the ranked list as a picture (.png) or as data (.json).")] = None,
+    k: Annotated[
+        int | None, typer.Option(help="Length of the list that is re-ranked; the bundle's by default.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Known means distance <= threshold; the bundle's by default.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the ranked list as a picture (.png) or as data (.json).")
+    ] = None,
     bundle: Bundle = None,
     gallery: Gallery = None,
     runtime: Runtime = "auto",
@@ -129,7 +145,9 @@ def _table(title: str, result: Identification) -> Table:
 def verify(
     first: Sequence,
     second: Sequence,
-    threshold: Annotated[float | None, typer.Option(help="Same means distance <= threshold; the bundle's by default.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Same means distance <= threshold; the bundle's by default.")
+    ] = None,
     bundle: Bundle = None,
     runtime: Runtime = "auto",
     device: Device = "auto",

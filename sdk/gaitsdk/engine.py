@@ -1,4 +1,4 @@
-"""What a Recognizer stands on: one protocol, a local engine (this process) and a remote one (Triton, in runtimes/triton.py)."""
+"""What a Recognizer stands on: one protocol, with a local engine here and a remote one in runtimes/triton.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The steps between and around the two networks, as plain NumPy: one definition, used in-process and by Triton's models.
+"""The steps around the two networks, as plain NumPy: one definition, used in-process and by Triton's models.
 
-    sequences --batches, pad_cyclic--> network --> F --shortlist--> candidates --re-ranker--> distances --decide--> Answers
+    sequences --batches, pad_cyclic--> backbone --> F --shortlist--> candidates --re-ranker--> decide --> Answers
 
 Shapes: n probes, M candidates listed, K of them re-ranked (K <= M), s strips, d dimensions.
 """
@@ -34,7 +34,8 @@ SEARCH_AGAIN = 10
 
 def pad_cyclic(frames: Silhouettes, length: int) -> Silhouettes:
     """Repeats `frames [T, ...]` from the start until there are `length >= T`: exact where pooling is a set maximum."""
-    return frames[np.arange(length) % len(frames)]
+    padded: Silhouettes = frames[np.arange(length) % len(frames)]
+    return padded
 
 
 def batches(
@@ -209,7 +210,7 @@ def decide(
 
 
 def decision(distance: float, threshold: float | None) -> str:
-    """"known", "unknown", or "uncalibrated" where there is no threshold."""
+    """ "known", "unknown", or "uncalibrated" where there is no threshold."""
     if threshold is None:
         return "uncalibrated"
     return "known" if distance <= threshold else "unknown"
@@ -253,7 +254,11 @@ def check_threshold(value: object) -> float | None:
     """A finite number >= 0 or None, or an OptionError."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or not 0 <= value < np.inf:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.floating, np.integer))
+        or not 0 <= value < np.inf
+    ):
         raise OptionError(
             "not a usable threshold",
             where="threshold",

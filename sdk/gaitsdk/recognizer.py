@@ -141,7 +141,10 @@ class Recognizer:
         sequences, single, reports = self._prepare(silhouettes)
         if not single:
             raise InputError(
-                "this is a list of sequences", where="silhouettes", got=f"{len(sequences)} sequences", fix="use identify_many"
+                "this is a list of sequences",
+                where="silhouettes",
+                got=f"{len(sequences)} sequences",
+                fix="use identify_many",
             )
         return self._identify(sequences, reports, top_k, k, threshold)[0]
 
@@ -181,7 +184,7 @@ class Recognizer:
         return features[0] if single else features
 
     def search(self, features: Features, k: int = TOP_K) -> tuple[NDArray[np.int64], Features]:
-        """The shortlist alone: `F [s, d]` or `[n, s, d]` -> entry ids and mean-of-strips distances, `[n, min(k, count)]`."""
+        """The shortlist alone: `F [s, d]` or `[n, s, d]` -> entry ids and distances, `[n, min(k, count)]` each."""
         batch, _ = self._features(features, "features", 3)
         return self._engine.search(batch, pipeline.check_count(k, "k"))
 
@@ -282,7 +285,9 @@ class Recognizer:
 def _is_list_of_sequences(value: Any) -> bool:
     """A list or tuple whose items are sequences (rank-3 arrays, folders, lists), not frames (rank 2, image files)."""
     if isinstance(value, np.ndarray):
-        return value.ndim == 4 or (value.dtype == object and value.ndim == 1 and len(value) > 0 and np.ndim(value[0]) == 3)
+        return value.ndim == 4 or (
+            value.dtype == object and value.ndim == 1 and len(value) > 0 and np.ndim(value[0]) == 3
+        )
     if not isinstance(value, (list, tuple)) or not value:
         return isinstance(value, (list, tuple))
     first = value[0]

@@ -109,7 +109,7 @@ class Identification:
         return pd.DataFrame([asdict(each) for each in self.candidates])
 
     def plot(self, truth: str | None = None) -> Image:
-        """The ranked list before and after re-ranking, one silhouette per candidate, in the manner of CarGait's Figure 1.
+        """The ranked list before and after re-ranking, one silhouette per candidate, as in CarGait's Figure 1.
 
         Args:
             truth: the probe's identity where it is known: candidates are framed green (right) or red (wrong).
@@ -127,7 +127,10 @@ class Identification:
             target.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         else:
             raise InputError(
-                "cannot save in this format", where=str(target), got=target.suffix or "no suffix", expected=".png, .jpg or .json"
+                "cannot save in this format",
+                where=str(target),
+                got=target.suffix or "no suffix",
+                expected=".png, .jpg or .json",
             )
         return target
 

@@ -18,6 +18,7 @@ from gaitsdk_export.triton.repository import render
 from gaitsdk_export.triton.server import TritonServer
 
 PEOPLE = 30
+THRESHOLD = 0.028  # in the middle of what random weights give
 
 
 def pytest_configure() -> None:
@@ -48,7 +49,14 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if name.startswith("output"):
                 value.normal_(std=0.5)
     path = tmp_path_factory.mktemp("bundle") / "tiny.gait"
-    Bundle.create(path, backbone=backbone, reranker=reranker, k=10)
+    bundle = Bundle.create(path, backbone=backbone, reranker=reranker, k=10)
+    common = {"reranker": "cargait", "k": 10, "fpir": 0.1}
+    bundle.annotate(
+        calibration=[
+            {"task": "identify", "gallery_size": 2 * PEOPLE, "threshold": THRESHOLD, **common},
+            {"task": "verify", "gallery_size": 1, "threshold": 2 * THRESHOLD, **common},
+        ]
+    )
     return path
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gaitsdk import Recognizer, synthetic
-from gaitsdk.errors import InputError, UnknownIdentityError
+from gaitsdk.errors import CalibrationError, InputError, UnknownIdentityError
 from gaitsdk.results import Identification
 
 KINDS = ("nm-03", "nm-04", "bg-01", "cl-01")
@@ -47,6 +47,7 @@ def test_200_probes_over_grpc(local: Recognizer, remote: Recognizer, probes: lis
     for here, there in zip(expected, answers, strict=True):
         assert_same(here, there)
         assert len(there.candidates) == 15
+    assert {each.decision for each in answers} == {"known", "unknown"}
     reordered = sum(each.candidates[0].shortlist_rank != 1 for each in answers)
     assert reordered > 20, "re-ranking changes nothing here, so the test says little"
 
@@ -60,7 +61,7 @@ def test_probes_over_http(local: Recognizer, over_http: Recognizer, probes: list
 def test_request_parameters_reach_every_step(
     local: Recognizer, remote: Recognizer, over_http: Recognizer, probes: list[np.ndarray], top_k: int, k: int
 ) -> None:
-    threshold = local.identify(probes[0], top_k=top_k, k=k).candidates[0].distance
+    threshold = local.identify(probes[0], top_k=top_k, k=k, threshold=1).candidates[0].distance
     for cut, decision in ((threshold + 0.01, "known"), (max(threshold - 0.01, 0), "unknown")):
         expected = local.identify(probes[0], top_k=top_k, k=k, threshold=cut)
         for recognizer in (remote, over_http):
@@ -68,6 +69,14 @@ def test_request_parameters_reach_every_step(
             assert_same(expected, answer)
             assert answer.decision == decision
             assert len(answer.candidates) == min(top_k, local.count)
+
+
+def test_a_calibration_for_another_k_is_refused_here_and_there(
+    local: Recognizer, remote: Recognizer, probes: list[np.ndarray]
+) -> None:
+    for recognizer in (local, remote):
+        with pytest.raises(CalibrationError, match="K=3"):
+            recognizer.identify(probes[0], k=3)
 
 
 def test_embed_search_rerank_verify(local: Recognizer, remote: Recognizer, probes: list[np.ndarray]) -> None:
@@ -83,6 +92,8 @@ def test_embed_search_rerank_verify(local: Recognizer, remote: Recognizer, probe
     )
     here, there = local.verify(probes[0], probes[1]), remote.verify(probes[0], probes[1])
     assert there.distance == pytest.approx(here.distance, abs=1e-4)
+    assert (there.decision, there.threshold) == (here.decision, here.threshold)
+    assert here.threshold is not None
 
 
 def test_enrol_list_delete(

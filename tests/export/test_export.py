@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from gaitsdk.errors import BundleError, ExportError, OptionError
-from gaitsdk_export import parity
+from gaitsdk_export import bundles, parity
 from gaitsdk_export.cases import embedder_cases, reranker_cases
 from gaitsdk_export.cli import export as export_command
 from gaitsdk_export.parity import ParityError, Verdict, check
@@ -284,6 +284,17 @@ def test_exporting_keeps_the_fingerprint(bundle_path, results, tmp_path):
     assert fresh.fingerprint == Bundle.load(bundle_path).fingerprint
 
 
+@pytest.fixture
+def few_cases(monkeypatch):
+    """Short walks, where a test is about something else than the comparison."""
+
+    def few(size, channels=1, batches=(1, 2), lengths=(5, 9)):
+        return embedder_cases(size, channels, batches, lengths)
+
+    monkeypatch.setattr(bundles, "embedder_cases", few)
+
+
+@pytest.mark.usefixtures("few_cases")
 def test_a_failing_export_does_not_touch_the_bundle(tmp_path, monkeypatch):
     bundle = Bundle.create(tmp_path / "a.gait", backbone=tiny_model("gaitset"), reranker=None)
     before = (bundle.path / "manifest.json").read_bytes()
@@ -324,6 +335,7 @@ def command():
     return app
 
 
+@pytest.mark.usefixtures("few_cases")
 def test_command_line(bundle_path, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     outcome = RUN.invoke(command(), [str(bundle_path), "--to", "torchscript"])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 
 from gaitsdk.bundle import Bundle
-from gaitsdk.errors import ExportError, OptionError
+from gaitsdk.errors import ExportError, OptionError, ServerError
 from gaitsdk.models import create
 from gaitsdk.models.cargait import CarGait
 from gaitsdk_export.triton.config import Batching, ModelConfig, Step, Tensor, parse
+from gaitsdk_export.triton.installation import Installation, find_server
 from gaitsdk_export.triton.repository import Options, configurations, differences, render
 
 
@@ -144,6 +149,49 @@ def test_impossible_options(options: dict[str, int]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         Options(**options)
     assert replace(Options(), max_batch=4).max_batch == 4
+
+
+def test_a_server_that_a_variable_names_is_used_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_SERVER", str(tmp_path / "none"))
+    with pytest.raises(ServerError, match="TRITON_SERVER"):
+        find_server()
+    program = tmp_path / "bin" / "tritonserver"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("TRITON_SERVER", str(program))
+    assert find_server() == Installation(program.resolve())
+    monkeypatch.delenv("TRITON_SERVER")
+    monkeypatch.setenv("GAITSDK_TRITON_DIR", str(tmp_path))
+    with pytest.raises(ServerError, match="pip install --no-deps --target"):
+        find_server()
+    monkeypatch.delenv("GAITSDK_TRITON_DIR")
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert find_server() == Installation(program.resolve())
+
+
+def test_the_server_sees_the_import_path_of_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Editable installs and PYTHONPATH too, and without writing bytecode: asked of the interpreter that is laid out."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "only_here.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    wheel = tmp_path / "wheel"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for name in (
+        "bin/tritonserver",
+        "backends/python/utils.py",
+        f"python_backend_stubs/{version}/triton_python_backend_stub",
+    ):
+        path = wheel / "pytriton" / "tritonserver" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    installation = Installation(wheel / "pytriton/tritonserver/bin/tritonserver", wheel)
+    _, environment = installation.arrange(tmp_path / "run")
+    assert (tmp_path / "run" / "backends" / "python" / "triton_python_backend_stub").is_file()
+    python = Path(environment["PATH"].split(os.pathsep)[0]) / "python3"
+    code = "import sys, numpy, gaitsdk, gaitsdk_export, only_here; print(sys.dont_write_bytecode, numpy.__version__)"
+    answer = subprocess.run([python, "-E", "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["True", numpy.__version__]
 
 
 def test_the_committed_repository_is_what_the_shipped_bundle_renders() -> None:

@@ -57,7 +57,9 @@ def test_enrol_then_identify_then_verify(run: Any, walks: Path, tiny_bundle: Pat
 
 
 def test_identify_a_tree(run: Any, tiny_bundle: Path, tmp_path: Path) -> None:
-    synthetic.write_casiab(tmp_path / "tree", [1, 2, 3], types=("nm-01", "nm-05", "bg-01"), views=("054", "090"), frames=20)
+    synthetic.write_casiab(
+        tmp_path / "tree", [1, 2, 3], types=("nm-01", "nm-05", "bg-01"), views=("054", "090"), frames=20
+    )
     done = run("identify", "--root", "tree", "--bundle", tiny_bundle, "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)

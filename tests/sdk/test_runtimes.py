@@ -50,8 +50,9 @@ def bundle(tmp_path_factory):
     export = pytest.importorskip("gaitsdk_export.bundles")
     path = tmp_path_factory.mktemp("runtimes") / "tiny.gait"
     build(path)
-    for result in export.export_bundle(path):
-        result.raise_for_verdict()
+    # Not compared here: tests/export does that, and the tests below compare with the eager networks themselves.
+    for result in export.export_bundle(path, verify=False):
+        assert result.path is not None, result.reason
     return Bundle.load(path)
 
 

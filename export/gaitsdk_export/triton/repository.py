@@ -262,4 +262,3 @@ def _gallery(bundle: Bundle) -> ModelConfig:
             Tensor("sequence", "int64", (1,)),
         ),
     )
-

@@ -159,7 +159,7 @@ class TritonServer:
         process = self._running()
         while process.poll() is None:
             if len(_members(process.pid)) < self._processes:
-                raise ServerError("the process of a model died", where=str(self.repository), fix="start the server again")
+                raise ServerError("the process of a model died", where=str(self.repository), fix="start it again")
             time.sleep(0.2)
         return process.returncode
 
@@ -338,4 +338,3 @@ def _kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
         return
-

@@ -46,6 +46,7 @@ def from_tree(
         DatasetError: no tree there, or nothing in it matches.
     """
     from gaitsdk.datasets import SequenceTree
+
     from gaitsdk.silhouettes import prepare
 
     wanted = None if identities is None else {str(each) for each in identities}
@@ -59,7 +60,7 @@ def from_tree(
     kept, sequences = [], []
     for done, each in enumerate(references, 1):
         try:
-            sequences.append(prepare(each.load(), size=size).silhouettes)
+            sequences.append(prepare(each.load(), size, min_frames=1).silhouettes)
             kept.append(each)
         except SilhouetteError as error:
             logger.warning("left out %s/%s/%s: %s", each.identity, each.type, each.view, error)

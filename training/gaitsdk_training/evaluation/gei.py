@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from gaitsdk.silhouettes import cut_and_scale
 from numpy.typing import ArrayLike, NDArray
+
+from gaitsdk.errors import SilhouetteShapeError
+from gaitsdk.silhouettes import cut_and_scale
 
 
 def gei(silhouettes: ArrayLike) -> NDArray[np.float32]:
@@ -15,6 +17,14 @@ def gei(silhouettes: ArrayLike) -> NDArray[np.float32]:
 
     Returns:
         F [1, S * W] float32 in 0..1, W = S without the columns that are cut (64 -> 44).
+
+    Raises:
+        SilhouetteShapeError, SilhouetteValueError: no sequence, or not uint8.
     """
-    frames: NDArray[np.float32] = cut_and_scale(np.asarray(silhouettes, np.uint8))
-    return frames.mean(axis=0, dtype=np.float64).astype(np.float32).reshape(1, -1)
+    frames = cut_and_scale(np.asarray(silhouettes))
+    if frames.ndim != 3 or not len(frames):
+        raise SilhouetteShapeError(
+            "not a sequence", where="gei", got=list(np.shape(silhouettes)), expected="uint8 [T, S, S], T >= 1"
+        )
+    energy: NDArray[np.float32] = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return energy.reshape(1, -1)

@@ -16,8 +16,9 @@ from gaitsdk_training.evaluation.ranking import Features
 from gaitsdk_training.evaluation.request import Request
 
 if TYPE_CHECKING:
-    from gaitsdk.bundle import Bundle
     from gaitsdk.datasets import SequenceRef
+
+    from gaitsdk.bundle import Bundle
     from gaitsdk.runtimes import NetworkRuntime
 
 _CHUNK = 32  # sequences in memory at once
@@ -58,6 +59,7 @@ def evaluate_tree(
         OptionError: unknown protocol or re-ranker. DatasetError: nothing to evaluate. Else as for `evaluate`.
     """
     from gaitsdk.datasets import SequenceTree
+
     from gaitsdk.rerankers import create_reranker
     from gaitsdk.runtimes import open_runtime
 
@@ -119,7 +121,7 @@ def _embed(
         sequences = []
         for each in references[start : start + _CHUNK]:
             try:
-                sequences.append(prepare(each.load(), size=bundle.size).silhouettes)
+                sequences.append(prepare(each.load(), bundle.size, min_frames=1).silhouettes)
                 kept.append(each)
             except SilhouetteError as error:
                 skipped.append({"sequence": f"{each.identity}/{each.type}/{each.view}", "reason": str(error)})

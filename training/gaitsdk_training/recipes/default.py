@@ -3,8 +3,9 @@
     python -m gaitsdk_training.recipes.default --out sdk/gaitsdk/bundles/default.gait
 
 Four sets of identities, none of whom is in another: for the backbone, for CarGait, for validation, for the test (which
-nothing here reads; benchmarks/shipped_bundle.py does). CarGait learns on identities that the backbone never saw, because
-their lists are as hard as those of strangers; on the backbone's own training identities hardly anything is left to re-rank.
+nothing here reads; benchmarks/shipped_bundle.py does). CarGait learns on identities that the backbone never saw,
+because their lists are as hard as those of strangers: on the backbone's own training identities hardly anything is
+left to re-rank.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ BACKBONE_TRAINING = BackboneTraining(
     p=8,
     k=8,
     frames=6,
-    steps=2500,
+    steps=2000,
     lr=1e-3,
     schedule="onecycle",
     augmentation=Augmentation(affine=0.3, erode=0.15, dilate=0.15, erase=0.15, drop_rows=0.1),
@@ -74,8 +75,12 @@ LICENCE = "Apache-2.0"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("sdk/gaitsdk/bundles/default.gait"), help="the bundle to write")
-    parser.add_argument("--work", type=Path, default=Path("runs/default"), help="data and checkpoints; an interrupted run goes on")
+    parser.add_argument(
+        "--out", type=Path, default=Path("sdk/gaitsdk/bundles/default.gait"), help="the bundle to write"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/default"), help="data and checkpoints; an interrupted run goes on"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that render walkers")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -128,7 +133,7 @@ def _backbone(work: Path, workers: int) -> tuple[GaitModel, dict[str, Any]]:
         "sequences": len(training),
         "config": asdict(BACKBONE_TRAINING),
         "best_step": result.step,
-        "validation_cross_view_rank1": round(result.rank1, 2),
+        "validation_cross_view_rank1": None if result.rank1 is None else round(result.rank1, 2),
     }
     return result.model, notes
 

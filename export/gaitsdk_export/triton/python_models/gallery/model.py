@@ -90,11 +90,13 @@ class TritonPythonModel(Model):
             runtime = json.loads(self.embed(synthetic.sequence(0, frames=10)[None])[1].ravel()[0])
             reranker = self.bundle.manifest.reranker
             about = describe(self.bundle, reranker.name if reranker else "none", runtime["runtime"], runtime["device"])
-            self.description = json.dumps({
-                **dataclasses.asdict(about),
-                "length_handling": self.bundle.manifest.length_handling,
-                "max_batch": int(self.parameter("max_batch")),
-            })
+            self.description = json.dumps(
+                {
+                    **dataclasses.asdict(about),
+                    "length_handling": self.bundle.manifest.length_handling,
+                    "max_batch": int(self.parameter("max_batch")),
+                }
+            )
         return {"description": to_bytes([self.description])}
 
     def embed(self, silhouettes):

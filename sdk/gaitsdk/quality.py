@@ -1,0 +1,115 @@
+"""What became of every frame of a sequence: the report that `normalise` and `prepare` give beside the silhouettes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+#: Why a frame was dropped.
+EMPTY = "empty"
+TOO_SMALL = "too small"
+NO_CENTRE = "no horizontal centre"
+MIXED_RANGE = "0/1 values in a sequence of 0..255"
+
+
+@dataclass(frozen=True)
+class FrameQuality:
+    """One frame as it came in.
+
+    Attributes:
+        index: its place in the sequence, from 0.
+        source: its file's name, or None where it came as an array.
+        kept: whether it is among the silhouettes.
+        reason: None where kept, else EMPTY, TOO_SMALL, NO_CENTRE or MIXED_RANGE.
+        detail: figures for the reason, such as "25 foreground pixels < 40"; may be empty.
+        area: foreground in white pixels: the sum of its 0..255 values over 255, rounded down.
+        bbox: (top, left, bottom, right) in pixels around everything that is not zero, the last two exclusive; None
+            where nothing is.
+    """
+
+    index: int
+    source: str | None
+    kept: bool
+    reason: str | None
+    detail: str
+    area: int
+    bbox: tuple[int, int, int, int] | None
+
+    @property
+    def explanation(self) -> str:
+        """Reason and detail in one: "too small: 25 foreground pixels < 40"; empty where kept."""
+        return ": ".join(part for part in (self.reason, self.detail) if part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data; `reason` is the explanation."""
+        return {
+            "index": self.index,
+            "source": self.source,
+            "kept": self.kept,
+            "reason": self.explanation or None,
+            "area": self.area,
+            "bbox": None if self.bbox is None else list(self.bbox),
+        }
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """All frames of one sequence.
+
+    Attributes:
+        frames: one FrameQuality per frame that came in, in order.
+        size: S of the silhouettes.
+        already_normalised: the silhouettes were taken as they came.
+        notes: what was done to the whole sequence, such as scaling 0/1 masks.
+    """
+
+    frames: tuple[FrameQuality, ...]
+    size: int
+    already_normalised: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Frames that came in."""
+        return len(self.frames)
+
+    @property
+    def kept(self) -> int:
+        """Frames among the silhouettes."""
+        return sum(frame.kept for frame in self.frames)
+
+    @property
+    def dropped(self) -> int:
+        """Frames left out."""
+        return self.total - self.kept
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many frames were dropped for each reason, the most frequent first."""
+        return dict(Counter(frame.reason for frame in self.frames if frame.reason is not None).most_common())
+
+    def summary(self) -> str:
+        """One line: "28 of 30 frames kept (2 dropped: 2 empty); 0/1 masks scaled to 0/255"."""
+        text = f"{self.kept} of {self.total} frames kept"
+        if self.dropped:
+            listed = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
+            text += f" ({self.dropped} dropped: {listed})"
+        return "; ".join((text, *self.notes))
+
+    def to_dict(self, *, per_frame: bool = False) -> dict[str, Any]:
+        """As plain data for JSON: totals, notes and the dropped frames; with `per_frame` all frames too."""
+        data: dict[str, Any] = {
+            "total": self.total,
+            "kept": self.kept,
+            "dropped": self.dropped,
+            "reasons": self.reasons,
+            "size": self.size,
+            "already_normalised": self.already_normalised,
+            "notes": list(self.notes),
+            "dropped_frames": [frame.to_dict() for frame in self.frames if not frame.kept],
+            "summary": self.summary(),
+        }
+        if per_frame:
+            data["frames"] = [frame.to_dict() for frame in self.frames]
+        return data

@@ -1,0 +1,186 @@
+"""`gaitsdk train` and `gaitsdk evaluate`: one small chain from data to figures, and what bad input gives."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gaitsdk import synthetic
+from gaitsdk.bundle import Bundle
+from gaitsdk.cli import main
+from gaitsdk.errors import OptionError
+from gaitsdk_training import cli
+from gaitsdk_training.backbone import BackboneTraining
+from gaitsdk_training.configuration import read_config
+from gaitsdk_training.data import Augmentation, from_tree
+from gaitsdk_training.evaluation import evaluate
+from gaitsdk_training.features import embed_dataset
+from gaitsdk_training.reranker import RerankerTraining
+
+TINY = {"channels": [8, 8, 16, 16], "strides": [1, 2, 1, 1], "stem_stride": 2, "dims": 16, "strips": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> object:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tree")
+    types = ("nm-01", "nm-02", "nm-05", "bg-01", "cl-01")
+    synthetic.write_casiab(root, range(1, 8), types=types, views=("036", "090"), frames=8)
+    return root
+
+
+@pytest.fixture(scope="module")
+def partition(tree: Path) -> Path:
+    path = tree.parent / f"{tree.name}-partition.json"
+    train = ["001", "002", "003", "004", "005"]
+    path.write_text(json.dumps({"TRAIN_SET": train, "TEST_SET": ["006", "007"]}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def chain(tree: Path, partition: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with backbone and re-ranker, trained by the two verbs."""
+    folder = tmp_path_factory.mktemp("chain")
+    backbone = {"options": TINY, "p": 3, "k": 2, "frames": 3, "augmentation": {"flip": 0.5}, "validate_every": 4}
+    (folder / "backbone.json").write_text(json.dumps(backbone))
+    reranker = {"width": 16, "heads": 2, "identities": 3, "sequences": 2, "validate_every": 3, "k": 4}
+    (folder / "reranker.json").write_text(json.dumps(reranker))
+    shared = ["--data", tree, "--partition", partition, "--validation", "0.3", "--device", "cpu"]
+    first = ["--config", folder / "backbone.json", "--steps", 6, "--out", folder / "one", "--licence", "CC0-1.0"]
+    assert call("train", "backbone", *shared, *first) == 0
+    second = ["--config", folder / "reranker.json", "--steps", 6, "--lr", "0.001", "--scope", "view_pair", "--v", "5"]
+    base = ["--bundle", folder / "one" / "model.gait"]
+    assert call("train", "reranker", *shared, *second, *base, "--out", folder / "two") == 0
+    return folder
+
+
+def call(*arguments: object) -> int:
+    """The exit code of `gaitsdk ARGUMENTS`, with this package's verbs only: other packages are not at stake."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.setattr("gaitsdk.cli.entry_points", _own_verbs)
+        patch.setenv("COLUMNS", "1000")  # messages on one line
+        main([str(each) for each in arguments])
+    code = exit_.value.code
+    return 0 if code is None else int(code)
+
+
+def _own_verbs(group: str) -> list[EntryPoint]:
+    return [point for point in entry_points(group=group) if point.value.startswith("gaitsdk_training.")]
+
+
+def test_the_chain_gives_bundles(chain: Path) -> None:
+    first, second = Bundle.load(chain / "one" / "model.gait"), Bundle.load(chain / "two" / "model.gait")
+    assert first.manifest.reranker is None and first.manifest.licence == second.manifest.licence == "CC0-1.0"
+    assert second.manifest.reranker is not None and second.manifest.k == 4
+    assert first.fingerprint == second.fingerprint  # the same backbone: no gallery is lost
+    assert first.manifest.training["identities"] == 3 and second.manifest.training["reranker"]["lists"] > 0
+    assert (chain / "one" / "log.jsonl").exists() and (chain / "two" / "best" / "model.safetensors").exists()
+
+
+def test_evaluate_prints_and_writes_the_librarys_figures(
+    chain: Path, tree: Path, partition: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = chain / "two" / "model.gait"
+    shared = ["evaluate", "--data", tree, "--bundle", bundle, "--partition", partition, "--runtime", "torch"]
+    out = tmp_path / "figures.json"
+    assert call(*shared, "--json", out) == 0
+    assert capsys.readouterr().out == ""
+    report: dict[str, Any] = json.loads(out.read_text())
+    capsys.readouterr()
+    assert call(*shared, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == report
+    assert report["sequences"] == 2 * 5 * 2 and report["figures"]["probes"] == 2 * 3 * 2 and report["k"] == 4
+    assert (report["runtime"], report["reranker"]) == ("torch", "cargait")
+
+    data = from_tree(tree, identities=["006", "007"])
+    features = embed_dataset(Bundle.load(bundle).build_backbone(), data)  # type: ignore[arg-type]
+    plain = evaluate(features, data.identities, data.types, data.views)
+    for key, value in plain.items():
+        if key.startswith("rank1") and "same_view" not in key:
+            assert report["figures"][key.replace("rank1", "rank1_initial")] == pytest.approx(value, abs=1e-6)
+    assert report["gain"]["low"] <= report["gain"]["mean"] <= report["gain"]["high"]
+
+
+def test_evaluate_shows_a_table(chain: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = chain / "one" / "model.gait"
+    assert call("evaluate", "--data", tree, "--bundle", bundle, "--runtime", "torch", "--reranker", "none") == 0
+    shown = capsys.readouterr().out
+    assert "NM" in shown and "CL" in shown and "mean" in shown and "re-ranker none" in shown
+    assert "interval" not in shown  # nothing was re-ranked
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--protocol", "market1501"], 2, "casiab"),
+        (["--reranker", "magic"], 2, "magic"),
+        (["--reranker", "cargait"], 2, "no CarGait weights"),
+        (["--k", "0"], 2, "k"),
+        (["--partition", "missing.json"], 1, "missing.json"),
+        (["--data", "nowhere"], 1, "nowhere"),
+        (["--bundle", "nowhere.gait"], 1, "nowhere.gait"),
+    ],
+)
+def test_evaluate_refuses_bad_input_without_traceback(
+    chain: Path, tree: Path, capfd: pytest.CaptureFixture[str], options: list[str], code: int, message: str
+) -> None:
+    bundle = chain / ("two" if options[0] == "--k" else "one") / "model.gait"
+    # A later option of the same name wins.
+    assert call("evaluate", "--data", tree, "--bundle", bundle, "--runtime", "torch", *options) == code
+    error = capfd.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"learning_rate": 1}, "learning_rate"),
+        ({"steps": "many"}, "wrong type"),
+        ({"augmentation": {"blur": 1}}, "blur"),
+        ({"model": "gaitbose"}, "gaitbase"),
+        ({"p": 50}, "p=50"),
+        ([], "not a configuration"),
+    ],
+)
+def test_train_refuses_bad_configurations(
+    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], config: Any, message: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    code = call("train", "backbone", "--data", tree, "--out", tmp_path / "run", "--config", path)
+    error = capfd.readouterr().err
+    assert code in (1, 2) and message in error and "Traceback" not in error
+
+
+def test_configurations_come_from_files_and_options(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"steps": 7, "lr": 0.5, "augmentation": {"flip": 0.5}}))
+    config = read_config(BackboneTraining, path, lr=0.1, seed=None)
+    assert (config.steps, config.lr, config.seed, config.augmentation) == (7, 0.1, 0, Augmentation(flip=0.5))
+    assert read_config(RerankerTraining) == RerankerTraining()
+    with pytest.raises(OptionError):
+        read_config(BackboneTraining, tmp_path / "missing.json")
+
+
+def test_options_left_out_are_the_librarys_defaults() -> None:
+    for verb in (cli.train_backbone, cli.train_reranker):
+        defaults = {name: each.default for name, each in inspect.signature(verb).parameters.items()}
+        assert all(defaults[name] is None for name in ("config", "steps", "minutes", "lr", "seed", "device"))
+    library = inspect.signature(evaluate).parameters
+    verb_defaults = inspect.signature(cli.evaluate).parameters
+    assert verb_defaults["protocol"].default == library["protocol"].default
+    assert np.isclose(RerankerTraining().k, library["k"].default)
