@@ -91,7 +91,8 @@ def figures(found: Features, runtime: NetworkRuntime) -> dict[str, Any]:
     keys = ("rank1", *(f"rank1/{c}" for c in CONDITIONS), *(f"rank1_same_view/{c}" for c in CONDITIONS))
     table = {method: {key: round(values[key], 2) for key in keys} for method, values in results.items()}
     hits = hit_table(deep, *names, protocol="casiab", reranker=runtime.rerank, k=10)
-    low, mean, high = paired_bootstrap(hits.before, hits.after, hits.identities, n=1000, seed=0)
+    cross = hits.where(hits.cross_view)
+    low, mean, high = paired_bootstrap(cross.before, cross.after, cross.identity, n=1000, seed=0)
     return {
         "sequences": len(found.labels),
         "identities": len(set(found.labels)),

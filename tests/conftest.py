@@ -25,3 +25,28 @@ def shared_dir() -> Path:
 def parity_dir(shared_dir: Path) -> Path:
     """Reference numbers: <name>.json and <name>.npz; its README.md says how they were made."""
     return shared_dir / "parity"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle with random weights and all artefacts, tiny.gait; its re-ranker's output is random too, so that
+    re-ranking changes the order. Shared by all tests: copy it before changing anything in it."""
+    torch = pytest.importorskip("torch")
+    from gaitsdk import models
+    from gaitsdk.bundle import Bundle
+    from gaitsdk.models.cargait import CarGait
+    from gaitsdk_export.bundles import export_bundle
+
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    backbone = models.create(
+        "gaitbase", channels=(8, 8, 16, 16), stem_stride=2, strides=(1, 2, 1, 1), dims=32, strips=16
+    )
+    reranker = CarGait(dims=32)
+    torch.nn.init.normal_(reranker.output.weight, std=0.05)
+    torch.random.set_rng_state(state)
+    path = tmp_path_factory.mktemp("bundle") / "tiny.gait"
+    Bundle.create(path, backbone=backbone.eval(), reranker=reranker.eval(), k=10, licence="Apache-2.0")
+    for result in export_bundle(path):
+        result.raise_for_verdict()
+    return path

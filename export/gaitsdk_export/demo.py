@@ -178,17 +178,18 @@ def _percent(hits: list[bool], conditions: list[str]) -> dict[str, float]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table(title=f"{report['probes']} probes: Rank-1 in % (normal / bag / coat), milliseconds per probe")
-    for column in ("way", "networks", "initial", "with CarGait", "embed", "shortlist", "rerank", "in all"):
-        table.add_column(column, justify="left" if column in ("way", "networks") else "right")
+    accuracy = Table(title=f"Rank-1 in %, {report['probes']} probes")
+    for column in ("way", "re-ranking", "all", "normal", "bag", "coat"):
+        accuracy.add_column(column, justify="left" if column in ("way", "re-ranking") else "right")
+    times = Table(title="milliseconds per probe")
+    for column in ("way", "networks", "embed", "shortlist", "rerank", "in all"):
+        times.add_column(column, justify="left" if column in ("way", "networks") else "right")
     for way, figures in report["ways"].items():
-        rank1 = [
-            f"{value['all']:.1f} ({value['nm']:.0f} / {value['bg']:.0f} / {value['cl']:.0f})"
-            for value in (figures["rank1_initial"], figures["rank1_cargait"])
-        ]
-        times = [f"{figures['milliseconds'][name]:.1f}" for name in ("embed", "shortlist", "rerank", "total")]
-        table.add_row(way, figures["runtime"], *rank1, *times)
-    console.print(table)
+        for name, key in (("none", "rank1_initial"), ("CarGait", "rank1_cargait")):
+            accuracy.add_row(way, name, *(f"{figures[key][each]:.1f}" for each in ("all", "nm", "bg", "cl")))
+        stages = (f"{figures['milliseconds'][name]:.1f}" for name in ("embed", "shortlist", "rerank", "total"))
+        times.add_row(way, figures["runtime"], *stages)
+    console.print(accuracy, times)
     if "identical" in report:
         console.print(
             f"same candidates in the same order for {report['same_lists']} of {report['probes']} probes; "
@@ -198,11 +199,12 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _interesting(results: list[Identification], truths: list[str]) -> list[int]:
-    """Probes to draw: first those whose first place changed hands (for better or worse), then any."""
+    """Probes to draw: first those whose first place changed hands (for better or worse), then those that moved most."""
 
-    def first(result: Identification) -> str:
-        return min(result.candidates, key=lambda each: each.shortlist_rank).identity
+    def moved(index: int) -> tuple[bool, int]:
+        ranks = [each.shortlist_rank for each in results[index].candidates]
+        initial = results[index].candidates[ranks.index(min(ranks))]
+        decided = (initial.identity == truths[index]) != (results[index].identity == truths[index])
+        return decided, sum(abs(rank - before) for rank, before in enumerate(ranks, 1))
 
-    changed = [i for i, (r, t) in enumerate(zip(results, truths, strict=True)) if (first(r) == t) != (r.identity == t)]
-    others = [i for i in range(len(results)) if i not in changed]
-    return sorted((changed + others)[:PICTURED])
+    return sorted(sorted(range(len(results)), key=moved, reverse=True)[:PICTURED])

@@ -1,15 +1,18 @@
 """Data sets on disk: the field's tree `<root>/<identity>/<type>/<view>/` and its partition files.
 
-tree = SequenceTree("CASIA-B-pkl", types=["nm-01", "nm-02"])
-for ref in tree:
-    silhouettes = ref.load()
+    tree = SequenceTree("CASIA-B-pkl", types=["nm-01", "nm-02"])
+    for ref in tree:
+        silhouettes = ref.load()
+
+Only names are read when a tree is made; nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk.errors import DatasetError, InputError, SilhouetteError
-from gaitsdk.frames import is_image
-from gaitsdk.silhouettes import load_sequence
 
-_LAYOUT = "<root>/<identity>/<type>/<view>/ with a .pkl or .npy file or PNG files in it"
-_LEVELS = ("identity", "type", "view")
-_ARRAYS = (".pkl", ".npy")
+logger = logging.getLogger(__name__)
+
+_LAYOUT = "<root>/<identity>/<type>/<view>/ with one .pkl or .npy file or PNG files in it"
+_LEVELS = ("identities", "types", "views")
+_ARRAYS = (".npy", ".pkl")
+_DEPTH = 3
+#: Where no sequence is found, folders are searched for the data down to here, and no more of them than this.
+_DEEPEST, _MOST_FOLDERS = 7, 2000
 
 
 @dataclass(frozen=True, order=True)
@@ -31,8 +37,10 @@ class SequenceRef:
     """One sequence of a tree, not yet read.
 
     Attributes:
-        identity, type, view: the names of its three folders.
-        path: that folder.
+        identity: who walks, for example "001".
+        type: the condition, for example "nm-01".
+        view: the camera, for example "090".
+        path: the folder of these three names.
     """
 
     identity: str
@@ -41,83 +49,87 @@ class SequenceRef:
     path: Path
 
     def file(self) -> Path:
-        """What `load` reads: the folder itself where it holds PNG files, else its one .pkl or .npy file. Of several
-        (one per modality) the one with "sil" in its name.
+        """What `load` reads: the folder itself where it holds PNG files, else its .pkl or .npy file. Of several files
+        (one per modality) the one with "sil" in its name; of several of those the one with "aligned".
 
         Raises:
-            DatasetError: the folder holds nothing usable, or several files of which none or many are silhouettes.
+            DatasetError: nothing usable in the folder, or which file holds the silhouettes is not clear.
         """
-        files = _visible(self.path)
-        arrays = [each for each in files if each.suffix.lower() in _ARRAYS]
-        if not arrays:
-            if any(is_image(each) for each in files):
-                return self.path
+        folders, files = _listing(self.path)
+        data = _data(files)
+        if not data:
             raise DatasetError(
                 "the folder holds no sequence",
                 where=str(self.path),
-                got=_listed(files) or "an empty folder",
+                got=_short(folders + files) or "an empty folder",
                 expected="a .pkl or .npy file, or PNG files",
             )
-        candidates = arrays if len(arrays) == 1 else _silhouettes_among(arrays)
-        if len(candidates) != 1:
-            raise DatasetError(
-                "several files, and which holds the silhouettes is not clear",
-                where=str(self.path),
-                got=_listed(arrays),
-                expected="one file, or one with 'sil' in its name",
-                fix="read the wanted one with gaitsdk.silhouettes.load_sequence, or move the others away",
-            )
-        return candidates[0]
+        return _chosen(self.path, data)
 
     def load(self) -> NDArray[np.uint8]:
-        """The silhouettes or masks as they are on disk, uint8 0..255 `[T, H, W]` (0/1 comes scaled to 0/255).
+        """The silhouettes or masks as they are on disk, not normalised.
+
+        Returns:
+            uint8 0..255 `[T, H, W]`; 0/1 masks come scaled to 0/255.
 
         Raises:
-            DatasetError: nothing usable in the folder, or it cannot be read.
+            DatasetError: nothing usable in the folder; a file is unreadable, damaged, or a pickle of anything else
+                than numbers.
+            SilhouetteError: as one of its subclasses: it can be read, but is no silhouette sequence.
         """
+        from gaitsdk.silhouettes import load_sequence
+
         source = self.file()
         try:
             return load_sequence(source)
         except SilhouetteError as error:
-            raise DatasetError("the sequence cannot be read", where=str(source), got=str(error)) from error
+            # The subclasses are about what the frames show; the plain class is about the file itself.
+            kind = DatasetError if type(error) is SilhouetteError else type(error)
+            where = str(source) if error.where in (None, str(source)) else f"{source}: {error.where}"
+            raise kind(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
 
 
 class SequenceTree:
-    """A data set in the layout of CASIA-B, sorted by identity, type and view; `len`, iteration, indexing.
+    """A data set in the layout of CASIA-B, sorted by (identity, type, view); `len`, iteration, indexing.
 
-    Folders are listed when the tree is made; sequences are read when they are loaded.
+    Folders are listed when the tree is made; sequences are read when they are loaded. Hidden files and folders are
+    ignored. Folders without data, which CASIA-B has, and data at another depth are left out with a warning and listed
+    in `skipped`; a tree with nothing else is an error.
 
     Args:
         root: the folder of the identities' folders.
-        identities, types, views: what to list; None = all. A name that the tree does not have is refused.
+        identities, types, views: what to list; None = all. Names that the tree does not have are left out with a
+            warning, as partition files name identities that a copy may lack, unless nothing matches at all.
 
     Attributes:
         root: the folder.
         refs: its sequences.
+        skipped: the folders and files that were left out, each with the reason.
 
     Raises:
-        DatasetError: the root is missing, holds nothing, or has another depth; or a wanted name is not in it.
+        DatasetError: the root is missing, a file, unreadable, empty, or has another depth; which file of a folder
+            holds the silhouettes is not clear; or nothing matches.
+        InputError: a filter is not a collection of names.
     """
 
     def __init__(
         self,
         root: str | os.PathLike[str],
         *,
-        identities: Collection[str] | None = None,
-        types: Collection[str] | None = None,
-        views: Collection[str] | None = None,
+        identities: Iterable[str] | None = None,
+        types: Iterable[str] | None = None,
+        views: Iterable[str] | None = None,
     ) -> None:
         self.root = Path(root)
-        wanted = [_names(name, value) for name, value in zip(_LEVELS, (identities, types, views), strict=True)]
-        refs = list(_walk(self.root))
-        for level, names in zip(_LEVELS, wanted, strict=True):
-            if names is not None:
-                _refuse_unknown(names, {getattr(ref, level) for ref in refs}, level, self.root)
-        self.refs = tuple(
-            ref
-            for ref in refs
-            if all(names is None or getattr(ref, level) in names for level, names in zip(_LEVELS, wanted, strict=True))
-        )
+        wanted = {name: _names(name, value) for name, value in zip(_LEVELS, (identities, types, views), strict=True)}
+        if not self.root.is_dir():
+            what = "is a file, not a folder" if self.root.exists() else "there is no such folder"
+            raise DatasetError(what, where=str(self.root), expected=_LAYOUT, fix="check the path")
+        scan = _Scan(self.root, wanted)
+        if not scan.refs:
+            raise scan.nothing_found()
+        scan.warn()
+        self.refs, self.skipped = tuple(scan.refs), tuple(scan.skipped)
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -133,7 +145,7 @@ class SequenceTree:
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """Names of the identities, sorted."""
+        """Names of the identities that have a sequence, sorted."""
         return self._of("identity")
 
     @property
@@ -148,6 +160,76 @@ class SequenceTree:
 
     def _of(self, level: str) -> tuple[str, ...]:
         return tuple(sorted({getattr(ref, level) for ref in self.refs}))
+
+
+class _Scan:
+    """One walk through the folders, with what is needed to say why it found nothing."""
+
+    def __init__(self, root: Path, wanted: dict[str, frozenset[str] | None]) -> None:
+        self.root, self.wanted = root, wanted
+        self.present: dict[str, set[str]] = {level: set() for level in _LEVELS}
+        self.refs: list[SequenceRef] = []
+        self.skipped: list[str] = []
+        for identity in self._folders(root, "identities"):
+            for kind in self._folders(root / identity, "types"):
+                for view in self._folders(root / identity / kind, "views"):
+                    path = root / identity / kind / view
+                    if self._usable(path):
+                        self.refs.append(SequenceRef(identity, kind, view, path))
+
+    def _folders(self, folder: Path, level: str) -> list[str]:
+        """The wanted folders, sorted."""
+        names, files = _listing(folder)
+        data = _data(files)
+        if data:
+            self.skipped.append(f"{folder / data[0]}: a data file at the wrong depth ({len(data)} in this folder)")
+        elif not names:
+            self.skipped.append(f"{folder}: no folder in it")
+        self.present[level].update(names)
+        wanted = self.wanted[level]
+        return [name for name in names if wanted is None or name in wanted]
+
+    def _usable(self, folder: Path) -> bool:
+        names, files = _listing(folder)
+        data = _data(files)
+        if not data:
+            got = _short(files) or "an empty folder"
+            self.skipped.append(f"{folder}: {'folders instead of data' if names else f'no data ({got})'}")
+            return False
+        _chosen(folder, data)  # an unclear choice is refused now, not after hours of work
+        return True
+
+    def nothing_found(self) -> DatasetError:
+        where = str(self.root)
+        found = _find_data(self.root)
+        if found is None:
+            names, files = _listing(self.root)
+            got = f"{_short(names + files)}, but no such file" if names or files else "an empty folder"
+            return DatasetError("the tree holds no data", where=where, got=got, expected=_LAYOUT, fix="check the path")
+        if len(found.relative_to(self.root).parts) != _DEPTH + 1:
+            return _wrong_depth(self.root, found)
+        for level, wanted in self.wanted.items():
+            present = self.present[level]
+            # Types are listed for matching identities only, and views for matching types: the first level without a
+            # match is the reason.
+            if wanted is not None and present and not wanted & present:
+                return DatasetError(
+                    f"no sequence has any of these {level}",
+                    where=where,
+                    got=_short(wanted) or "an empty choice",
+                    expected=f"some of {_short(present)}",
+                    fix=f"choose {level} that the tree has, spelled as its folders are",
+                )
+        got = _short(self.skipped, 3)
+        return DatasetError("what matches holds no data", where=where, got=got, expected=_LAYOUT, fix="choose others")
+
+    def warn(self) -> None:
+        if self.skipped:
+            logger.warning("%s: %d left out: %s", self.root, len(self.skipped), _short(self.skipped, 3))
+        for level, wanted in self.wanted.items():
+            absent = (wanted or frozenset()) - self.present[level]
+            if absent:
+                logger.warning("%s: %s that are not there: %s", self.root, level, _short(absent))
 
 
 @dataclass(frozen=True)
@@ -194,92 +276,94 @@ class Partition:
         return cls(train, test, probe)
 
 
-def _walk(root: Path) -> Iterator[SequenceRef]:
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "there is no such folder"
-        raise DatasetError(what, where=str(root), expected=_LAYOUT, fix="check the path")
-    count = 0
-    for identity in _folders(root):
-        for kind in _folders(identity):
-            for view in _folders(kind):
-                count += 1
-                yield _ref(view)
-    if not count:
-        raise DatasetError(
-            "no sequence lies at the expected depth",
-            where=str(root),
-            got=_depth_found(root),
-            expected=_LAYOUT,
-            fix="pass the folder that holds the identities' folders",
-        )
-
-
-def _ref(view: Path) -> SequenceRef:
-    """The leaf as a reference, once it is clear that it is a leaf with something in it."""
-    entries = _visible(view)
-    if not any(each.suffix.lower() in _ARRAYS or is_image(each) for each in entries):
-        deeper = any(each.is_dir() for each in entries)
-        raise DatasetError(
-            "the tree is deeper than expected" if deeper else "the folder holds no sequence",
-            where=str(view),
-            got=_listed(entries) or "an empty folder",
-            expected=_LAYOUT,
-            fix="pass the folder that holds the identities' folders" if deeper else "remove the folder, or fill it",
-        )
-    return SequenceRef(view.parent.parent.name, view.parent.name, view.name, view)
-
-
-def _depth_found(root: Path) -> str:
-    """Where the first sequence file really lies."""
-    for folder, _, names in os.walk(root):
-        found = sorted(name for name in names if Path(name).suffix.lower() in (*_ARRAYS, ".png"))
-        if found:
-            relative = (Path(folder) / found[0]).relative_to(root)
-            return f"{relative}, {len(relative.parts) - 1} folders deep instead of 3"
-    return "no .pkl, .npy or PNG file anywhere below"
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [each for each in _visible(folder) if each.is_dir()]
-
-
-def _visible(folder: Path) -> list[Path]:
-    """Entries by name, without hidden ones (.DS_Store, ._x, .ipynb_checkpoints)."""
+def _listing(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of (folders, files), sorted, without hidden ones (.DS_Store, ._x, .ipynb_checkpoints)."""
+    folders: list[str] = []
+    files: list[str] = []
     try:
-        return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
     except OSError as error:
-        raise DatasetError("the folder cannot be read", where=str(folder), got=error.strerror or str(error)) from error
+        got = error.strerror or str(error)
+        raise DatasetError("the folder cannot be read", where=str(folder), got=got, fix="check its rights") from error
+    return sorted(folders), sorted(files)
 
 
-def _silhouettes_among(files: list[Path]) -> list[Path]:
-    """Files named after silhouettes. Where raw and aligned ones lie side by side, the choice is the user's."""
-    return [each for each in files if "sil" in each.stem.lower()]
+def _data(files: Iterable[str]) -> list[str]:
+    return [name for name in files if _suffix(name) in (*_ARRAYS, ".png")]
 
 
-def _listed(paths: list[Path]) -> str:
-    names = [each.name for each in paths[:6]]
-    return ", ".join(names) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
-def _names(level: str, value: Collection[str] | None) -> frozenset[str] | None:
+def _chosen(folder: Path, data: list[str]) -> Path:
+    """The array file with the silhouettes or, where there are PNG files only, the folder."""
+    arrays = [name for name in data if _suffix(name) in _ARRAYS]
+    if not arrays:
+        return folder
+    images = len(data) - len(arrays)
+    silhouettes = [name for name in arrays if "sil" in os.path.splitext(name)[0].lower()]
+    # CASIA-B* keeps raw and normalised silhouettes side by side; the normalised ones are called aligned.
+    aligned = [name for name in silhouettes if "aligned" in name.lower()]
+    for candidates in (arrays, silhouettes, aligned):
+        if len(candidates) == 1 and not images:
+            return folder / candidates[0]
+    raise DatasetError(
+        "which file holds the silhouettes is not clear",
+        where=str(folder),
+        got=_short(arrays) + (f" and {images} PNG files" if images else ""),
+        expected="one .pkl or .npy file, or one with 'sil' in its name, or PNG files only",
+        fix="rename the file of the silhouettes so that it contains 'sil', or move the others away",
+    )
+
+
+def _find_data(root: Path) -> Path | None:
+    """A data file at the right depth, else one at another, else None; depth first, because trees are wide."""
+    elsewhere: Path | None = None
+    waiting, seen = [(root, 0)], 0
+    while waiting and seen < _MOST_FOLDERS:
+        seen += 1
+        folder, depth = waiting.pop()
+        names, files = _listing(folder)
+        data = _data(files)
+        if data and depth == _DEPTH:
+            return folder / data[0]
+        if data and elsewhere is None:
+            elsewhere = folder / data[0]
+        if depth < _DEEPEST:
+            waiting += [(folder / name, depth + 1) for name in reversed(names)]
+    return elsewhere
+
+
+def _wrong_depth(root: Path, example: Path) -> DatasetError:
+    parts = example.relative_to(root).parts
+    depth = len(parts) - 1
+    if depth < _DEPTH:
+        above = root.resolve().parents[: _DEPTH - depth]
+        fix = f"pass {above[-1]} if that is the root, or put the data into such folders" if above else None
+    else:
+        fix = f"pass {root.joinpath(*parts[: depth - _DEPTH])}"
+    return DatasetError(
+        "the folders have the wrong depth",
+        where=str(root),
+        got=f"data {depth} folders below the root ({Path(*parts)})",
+        expected=f"{_DEPTH}: {_LAYOUT}",
+        fix=fix,
+    )
+
+
+def _names(level: str, value: Iterable[str] | None) -> frozenset[str] | None:
     if value is None:
         return None
-    if isinstance(value, (str, bytes)) or not all(isinstance(each, str) for each in value):
+    listed = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) else list(value)
+    if isinstance(value, (str, bytes)) or not all(isinstance(each, str) for each in listed):
         raise InputError(
             "not a collection of names", where=level, got=repr(value)[:100], expected='strings, like ["090"]'
         )
-    return frozenset(value)
-
-
-def _refuse_unknown(names: frozenset[str], known: set[str], level: str, root: Path) -> None:
-    missing = sorted(names - known)
-    if missing:
-        raise DatasetError(
-            f"the tree has no such {level}",
-            where=str(root),
-            got=", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),
-            expected="some of " + ", ".join(sorted(known)[:12]) + (", ..." if len(known) > 12 else ""),
-        )
+    return frozenset(listed)
 
 
 def _strings(value: Any, name: str, where: str) -> tuple[str, ...]:
@@ -288,3 +372,10 @@ def _strings(value: Any, name: str, where: str) -> tuple[str, ...]:
             "not a list of names", where=f"{where}: {name}_SET", got=repr(value)[:100], expected='["001", "002", ...]'
         )
     return tuple(value)
+
+
+def _short(names: Collection[str], most: int = 8) -> str:
+    """The first names, and how many there are."""
+    ordered = sorted(names)
+    text = ", ".join(ordered[:most])
+    return text if len(ordered) <= most else f"{text}, ... ({len(ordered)} in all)"

@@ -65,11 +65,11 @@ class Frames:
         """Each frame's (H, W), read from the headers of image files; wrong ones are refused when frames are read."""
         if isinstance(self._items, np.ndarray):
             return iter([self._items.shape[1:]])
-        return (self._shape(item) for item in self._items)
+        return (self._shape(index, item) for index, item in enumerate(self._items))
 
-    def _shape(self, item: Any) -> tuple[int, ...]:
+    def _shape(self, index: int, item: Any) -> tuple[int, ...]:
         if not self._files:
-            return _as_array(item, "silhouettes").shape
+            return _as_array(item, f"frame {index}").shape
         with _opened_image(Path(item)) as image:
             return (image.height, image.width)
 

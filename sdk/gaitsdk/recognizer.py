@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gaitsdk import pipeline, thumbnails
 from gaitsdk.errors import InputError, SilhouetteError
+from gaitsdk.gallery.entries import check_identity
 from gaitsdk.results import Identification, Verification, identifications
 from gaitsdk.silhouettes import prepare
 
@@ -121,6 +122,7 @@ class Recognizer:
         Returns:
             The new entries' ids.
         """
+        check_identity(identity)
         sequences, _, _ = self._prepare(silhouettes)
         return self._engine.enroll(identity, sequences)
 

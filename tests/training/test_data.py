@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from gaitsdk_training.data import (
     load_batch,
     to_input,
 )
-from gaitsdk_training.partition import Partition
 
 
 def small(lengths: tuple[int, ...] = (3, 5, 8, 4)) -> SequenceDataset:
@@ -228,6 +226,14 @@ def test_a_tree_gives_the_same_sequences(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data[1], synthetic.sequence(1, "bg-01", "090", frames=8))
     with pytest.raises(DatasetError, match="no usable sequence"):
         from_tree(tmp_path, identities=["077"])
+    with pytest.raises(DatasetError, match="cl-07"):
+        from_tree(tmp_path, types=["cl-07"])
+
+
+def test_people_of_a_partition_who_are_not_there_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    synthetic.write_casiab(tmp_path, [1], types=("nm-01",), views=("000", "090"), frames=8)
+    assert from_tree(tmp_path, identities=["001", "005"]).classes == ["001"]
+    assert "1 of 2" in caplog.text and "005" in caplog.text
 
 
 def test_a_tree_leaves_out_what_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -237,13 +243,3 @@ def test_a_tree_leaves_out_what_cannot_be_used(tmp_path: Path, caplog: pytest.Lo
     data = from_tree(tmp_path)
     assert data.views.tolist() == ["090"]
     assert "001/nm-01/000" in caplog.text
-
-
-def test_partition_file(tmp_path: Path) -> None:
-    path = tmp_path / "split.json"
-    path.write_text(json.dumps({"TRAIN_SET": ["001"], "TEST_SET": ["002", "003"]}))
-    assert Partition.read(path) == Partition(("001",), ("002", "003"))
-    for wrong in ('{"TRAIN_SET": []}', "[]", "nonsense", '{"TRAIN_SET": 1, "TEST_SET": []}'):
-        path.write_text(wrong)
-        with pytest.raises(DatasetError, match=r"split\.json"):
-            Partition.read(path)

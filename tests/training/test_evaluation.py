@@ -126,8 +126,10 @@ def test_an_oracle_reranker_finds_everyone_in_the_shortlist() -> None:
 def test_an_untrained_cargait_changes_nothing() -> None:
     data = crowd()
     torch.manual_seed(0)
-    found = evaluate(*data, reranker=from_network(CarGait(dims=6, width=8, heads=2)), k=10)
+    network = CarGait(dims=6, width=8, heads=2)
+    found = evaluate(*data, reranker=from_network(network), k=10)
     assert found["rank1"] == pytest.approx(found["rank1_initial"], abs=0.6)  # up to near ties
+    assert evaluate(*data, reranker=network, k=10) == found  # the network itself will do
 
 
 def test_missing_sequences_are_counted() -> None:
@@ -158,6 +160,8 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
         evaluate(features, labels, types, views, probe_set=["001-nm-05-000"])
     with pytest.raises(OptionError, match="k"):
         evaluate(features, labels, types, views, k=0)
+    with pytest.raises(OptionError, match="re-ranker"):
+        evaluate(features, labels, types, views, reranker="cargait")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="metric"):
         evaluate(features, labels, types, views, metric="manhattan")
     with pytest.raises(InputError, match="re-ranker"):

@@ -47,7 +47,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def partition(tree: Path) -> Path:
     path = tree.parent / f"{tree.name}-partition.json"
     train = ["001", "002", "003", "004", "005"]
-    path.write_text(json.dumps({"TRAIN_SET": train, "TEST_SET": ["006", "007"]}))
+    path.write_text(json.dumps({"TRAIN_SET": train, "TEST_SET": ["006", "007", "044"]}))
     return path
 
 
@@ -105,6 +105,7 @@ def test_evaluate_prints_and_writes_the_librarys_figures(
     assert json.loads(capsys.readouterr().out) == report
     assert report["sequences"] == 2 * 5 * 2 and report["figures"]["probes"] == 2 * 3 * 2 and report["k"] == 4
     assert (report["runtime"], report["reranker"]) == ("torch", "cargait")
+    assert report["missing"] == ["044"] and report["skipped"] == []
 
     data = from_tree(tree, identities=["006", "007"])
     features = embed_dataset(Bundle.load(bundle).build_backbone(), data)  # type: ignore[arg-type]

@@ -304,6 +304,7 @@ class _Loop:
         """Loads the newest checkpoint; gives the seconds that the run has taken."""
         checkpoint = self.run.newest()
         if checkpoint is None:
+            self.run.trim_log(-1)  # of an attempt that ended before its first checkpoint
             return 0.0
         names = ("model",) if self.ema is None else ("model", "ema")
         weights, optimiser, state = self.run.load(checkpoint, names)

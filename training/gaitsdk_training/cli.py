@@ -178,8 +178,8 @@ def evaluate(
 ) -> None:
     """Evaluate a bundle by an official protocol, before and after re-ranking."""
     from gaitsdk.bundle import Bundle
+    from gaitsdk.datasets import Partition as Split
     from gaitsdk_training.evaluation.tree import evaluate_tree
-    from gaitsdk_training.partition import Partition as Split
 
     identities = None if partition is None else Split.read(partition).test
     with _bars(as_json) as bar:
@@ -239,13 +239,17 @@ def _print(report: dict[str, Any]) -> None:
     if gain := report["gain"]:
         interval = f"95 % interval {gain['low']:+.2f} to {gain['high']:+.2f}"
         console.print(f"Rank-1 gain over all rankings {gain['mean']:+.2f} points, {interval}", highlight=False)
+    if report["missing"]:
+        console.print(
+            f"identities of the partition that the tree has not: {', '.join(report['missing'])}", highlight=False
+        )
     for each in report["skipped"]:
         console.print(f"skipped {each['sequence']}: {each['reason']}", highlight=False, markup=False)
 
 
 def _load(data: Path, partition: Path | None, size: int, progress: Callable[[int, int], None]) -> SequenceDataset:
+    from gaitsdk.datasets import Partition as Split
     from gaitsdk_training.data import from_tree
-    from gaitsdk_training.partition import Partition as Split
 
     identities = None if partition is None else Split.read(partition).train
     return from_tree(data, identities=identities, size=size, progress=progress)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -181,6 +182,19 @@ def load_best(out: str | os.PathLike[str]) -> CarGait:
     return model.eval()
 
 
+def _sampler(labels: NDArray[np.int64], config: RerankerTraining) -> PxKSampler:
+    count = len(np.unique(labels))
+    if count < config.identities:
+        raise TrainingError(
+            "fewer identities than a step takes",
+            where="train_reranker",
+            got=f"lists of {count} identities",
+            expected=f"at least identities={config.identities}",
+            fix="lower identities (and raise sequences), or train on more people",
+        )
+    return PxKSampler(labels, config.identities, config.sequences, config.seed)
+
+
 class _Loop:
     """One run: network, optimiser and position; `train` goes on from where it stands."""
 
@@ -192,7 +206,7 @@ class _Loop:
         self.features = torch.from_numpy(training.features).to(device)
         classes, labels = np.unique(training.labels, return_inverse=True)
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
-        self.sampler = PxKSampler(labels[self.lists.probes], config.identities, config.sequences, config.seed)
+        self.sampler = _sampler(labels[self.lists.probes], config)
         self.validation = ListValidation(
             validation, beta=config.beta, k=config.k, limit=config.validation_lists, seed=config.seed, device=device
         )
@@ -323,6 +337,7 @@ class _Loop:
     def _resume(self) -> float:
         checkpoint = self.run.newest()
         if checkpoint is None:
+            self.run.trim_log(-1)  # of an attempt that ended before its first checkpoint
             return 0.0
         weights, optimiser, state = self.run.load(checkpoint, ("model",))
         self.model.load_state_dict(weights["model"])

@@ -22,18 +22,24 @@ _LARGEST_ID = 2**63 - 1
 def check_identity(identity: object, where: str = "identity") -> str:
     """The identity as given, or `InputError`: 1 to 256 characters, not blank, no control characters or line breaks."""
     if not isinstance(identity, str):
-        raise InputError("not a string", where=where, got=type(identity).__name__, expected="str")
+        raise InputError("the name is no text", where=where, got=type(identity).__name__, expected="str")
     if not identity.strip():
-        raise InputError("blank", where=where, got=repr(identity[:20]), expected=f"1 to {LONGEST_IDENTITY} characters")
+        raise InputError(
+            "the name is blank", where=where, got=repr(identity[:20]), expected=f"1 to {LONGEST_IDENTITY} characters"
+        )
     if len(identity) > LONGEST_IDENTITY:
         expected = f"at most {LONGEST_IDENTITY} characters"
         raise InputError(
-            "too long", where=where, got=f"{len(identity)} characters", expected=expected, fix="use metadata"
+            "the name is too long",
+            where=where,
+            got=f"{len(identity)} characters",
+            expected=expected,
+            fix="use metadata",
         )
     # Control characters, lone surrogates, line and paragraph separators: they break logs, terminals and UTF-8.
     bad = sorted({f"U+{ord(c):04X}" for c in identity if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")})
     if bad:
-        raise InputError("control characters", where=where, got=", ".join(bad), expected="printable text")
+        raise InputError("the name has control characters", where=where, got=", ".join(bad), expected="printable text")
     return identity
 
 

@@ -38,25 +38,24 @@ def from_tree(
 
     Args:
         root: the tree.
-        identities, types, views: what to load; None = all.
+        identities: whom to load, None = all; those who are not there are left out with a warning, as partition files
+            often name people whom a copy of a data set lacks.
+        types, views: what to load; None = all.
         size: S, height and width of the frames; sequences of that size are taken as they are, others normalised.
         progress: called as progress(done, total).
 
     Raises:
-        DatasetError: no tree there, or nothing in it matches.
+        DatasetError: no tree there, no such type or view in it, no identity of those wanted, or an unreadable file.
     """
     from gaitsdk.datasets import SequenceTree
-
     from gaitsdk.silhouettes import prepare
 
     wanted = None if identities is None else {str(each) for each in identities}
     references = [
-        each
-        for each in SequenceTree(root)
-        if (wanted is None or each.identity in wanted)
-        and (types is None or each.type in types)
-        and (views is None or each.view in views)
+        each for each in SequenceTree(root, types=types, views=views) if wanted is None or each.identity in wanted
     ]
+    if wanted is not None and (absent := sorted(wanted - {each.identity for each in references})):
+        logger.warning("%d of %d wanted identities are not there: %s", len(absent), len(wanted), ", ".join(absent[:20]))
     kept, sequences = [], []
     for done, each in enumerate(references, 1):
         try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import ArrayLike
 
 from gaitsdk.errors import OptionError
 from gaitsdk_training.evaluation import casiab
 from gaitsdk_training.evaluation.hits import HitTable
-from gaitsdk_training.evaluation.ranking import Reranker
 from gaitsdk_training.evaluation.request import Progress, Request
 
 
@@ -31,7 +31,7 @@ def evaluate(
     types: ArrayLike,
     views: ArrayLike,
     protocol: str = "casiab",
-    reranker: Reranker | None = None,
+    reranker: Any = None,
     k: int = 10,
     probe_set: Iterable[str] | None = None,
     *,
@@ -45,7 +45,8 @@ def evaluate(
         labels, types, views: [n] identities, sequence types and views.
         protocol: one of `PROTOCOLS`.
         reranker: `(probes [B, s, d], candidates [B, K, s, d]) -> distances [B, K]`, lower is nearer; re-orders the
-            first k of each gallery that the protocol ranks; the tail keeps the shortlist's order. None = no re-ranking.
+            first k of each gallery that the protocol ranks; the tail keeps the shortlist's order. A `gaitsdk.rerankers`
+            object or a CarGait network will do too. None = no re-ranking.
         k: length of the list that is re-ranked.
         probe_set: the probes of protocols that list them ("id-type-view"); None for the others.
         metric: "euclidean" or "cosine", of the shortlist.
@@ -69,7 +70,7 @@ def hit_table(
     types: ArrayLike,
     views: ArrayLike,
     protocol: str = "casiab",
-    reranker: Reranker | None = None,
+    reranker: Any = None,
     k: int = 10,
     probe_set: Iterable[str] | None = None,
     *,

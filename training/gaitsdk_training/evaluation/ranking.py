@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gaitsdk.errors import InputError
+from gaitsdk.errors import InputError, OptionError
 
 Features = NDArray[np.float32]
 #: F of B probes `[B, s, d]` and of their candidates `[B, K, s, d]` -> new distances `[B, K]`, lower is nearer.
@@ -57,11 +58,38 @@ def rerank(
     return result
 
 
-def from_network(model: Any, device: str = "cpu") -> Reranker:
-    """A re-ranker from a `gaitsdk.models.cargait.CarGait` in PyTorch."""
+def as_reranker(value: Any) -> Reranker | None:
+    """What `evaluate` takes: None, a callable on arrays, a `gaitsdk.rerankers` object, or a CarGait network.
+
+    Raises:
+        OptionError: anything else.
+    """
+    if value is None:
+        return None
+    torch = sys.modules.get("torch")  # a network cannot exist without it; nothing is imported for the others
+    if torch is not None and isinstance(value, torch.nn.Module):
+        return from_network(value)
+    found = getattr(value, "rescore", value)
+    if not callable(found):
+        raise OptionError(
+            "not a re-ranker",
+            where="reranker",
+            got=repr(value),
+            expected="a callable (probes [B, s, d], candidates [B, K, s, d]) -> distances [B, K], or None",
+        )
+    reranker: Reranker = found
+    return reranker
+
+
+def from_network(model: Any) -> Reranker:
+    """A re-ranker from a `gaitsdk.models.cargait.CarGait` in PyTorch, on the device where it is.
+
+    The network is put in eval mode.
+    """
     import torch
 
-    network = model.to(device).eval()
+    network = model.eval()
+    device = next(network.parameters()).device
 
     def rescore(probes: Features, candidates: Features) -> Features:
         with torch.inference_mode():

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gaitsdk.distance import check_features, check_metric
 from gaitsdk.errors import InputError, OptionError
-from gaitsdk_training.evaluation.ranking import Features, Reranker
+from gaitsdk_training.evaluation.ranking import Features, Reranker, as_reranker
 
 #: Called as progress(done, total).
 Progress = Callable[[int, int], None]
@@ -37,7 +37,7 @@ class Request:
         labels: ArrayLike,
         types: ArrayLike,
         views: ArrayLike,
-        reranker: Reranker | None,
+        reranker: Any,
         k: int,
         probe_set: Iterable[str] | None,
         metric: str,
@@ -56,15 +56,15 @@ class Request:
                 )
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise OptionError("not a length of a list", where="k", got=repr(k), expected="a whole number of at least 1")
-        if reranker is not None and not callable(reranker):
-            raise OptionError(
-                "not a re-ranker",
-                where="reranker",
-                got=type(reranker).__name__,
-                expected="a callable (probes [B, s, d], candidates [B, K, s, d]) -> distances [B, K], or None",
-            )
         chosen = None if probe_set is None else frozenset(probe_set)
         texts = {name: values.astype(str) for name, values in columns.items()}
         return cls(
-            maps, texts["labels"], texts["types"], texts["views"], reranker, int(k), chosen, check_metric(metric)
+            maps,
+            texts["labels"],
+            texts["types"],
+            texts["views"],
+            as_reranker(reranker),
+            int(k),
+            chosen,
+            check_metric(metric),
         )

@@ -16,9 +16,8 @@ from gaitsdk_training.evaluation.ranking import Features
 from gaitsdk_training.evaluation.request import Request
 
 if TYPE_CHECKING:
-    from gaitsdk.datasets import SequenceRef
-
     from gaitsdk.bundle import Bundle
+    from gaitsdk.datasets import SequenceRef
     from gaitsdk.runtimes import NetworkRuntime
 
 _CHUNK = 32  # sequences in memory at once
@@ -53,13 +52,13 @@ def evaluate_tree(
 
     Returns:
         `figures` (those of `evaluate`), `gain` (low, mean and high of `paired_bootstrap` over the cross-view rankings,
-        None without re-ranker), what was `skipped` and why, and protocol, runtime, device, re-ranker, k, fingerprint.
+        None without re-ranker), wanted identities that are `missing`, what was `skipped` and why, protocol, runtime,
+        device, re-ranker, k, fingerprint.
 
     Raises:
         OptionError: unknown protocol or re-ranker. DatasetError: nothing to evaluate. Else as for `evaluate`.
     """
     from gaitsdk.datasets import SequenceTree
-
     from gaitsdk.rerankers import create_reranker
     from gaitsdk.runtimes import open_runtime
 
@@ -67,6 +66,7 @@ def evaluate_tree(
         raise OptionError("no such protocol", where="protocol", got=repr(protocol), expected=" or ".join(PROTOCOLS))
     wanted = None if identities is None else {str(each) for each in identities}
     references = [each for each in SequenceTree(root) if wanted is None or each.identity in wanted]
+    missing = sorted((wanted or set()) - {each.identity for each in references})
     networks = open_runtime(bundle, runtime, device)
     try:
         rescorer = create_reranker(reranker, bundle, networks)
@@ -99,6 +99,7 @@ def evaluate_tree(
         "figures": figures,
         "gain": gain,
         "sequences": len(kept),
+        "missing": missing,
         "skipped": skipped,
         "runtime": used[0],
         "device": used[1],

@@ -1,0 +1,19 @@
+"""rerank: features [B, s, d] and candidate_features [B, K, s, d] -> the re-ranker's distances [B, K] float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gaitsdk_export.triton.backend import Batched
+
+
+class TritonPythonModel(Batched):
+    def open(self):
+        self.networks = self.settings.open_networks(self.bundle)
+
+    def read(self, request):
+        probe, candidates = self.require(request, "features"), self.require(request, "candidate_features")
+        return candidates.shape[1], (probe, candidates)
+
+    def run(self, k, probe, candidates):
+        return {"rerank_distance": np.ascontiguousarray(self.networks.rerank(probe, candidates), np.float32)}
