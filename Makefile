@@ -8,7 +8,7 @@ EXTRAS := client,torch,export,train,ui,dev
 TRITON_WHEEL := nvidia-pytriton==0.7.0
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup demo test lint bench bundle test-models test-slow clean
+.PHONY: help setup demo test lint bench bundle clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,14 +30,8 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 demo: setup  ## enrol and identify synthetic walkers, in-process and through a real Triton server
 	$(BIN)/gaitsdk demo
 
-test: setup lint  ## format, types and every test (about ten minutes on two cores)
-	$(BIN)/python -m pytest -m 'not slow and not models'
-
-test-models: setup  ## published sizes of every architecture
-	$(BIN)/python -m pytest -m models
-
-test-slow: setup  ## the longer checks
-	$(BIN)/python -m pytest -m slow
+test: setup lint  ## format, types and every test (TESTTIME on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/.ready  ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -45,7 +39,9 @@ lint: $(VENV)/.ready  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 bundle: setup  ## train the shipped bundle again on synthetic walkers (about 90 minutes on two cores)
-	$(BIN)/python -m gaitsdk_training.recipes.default
+	$(BIN)/python -m gaitsdk_training.recipes.default --out sdk/gaitsdk/bundles/default.gait
+	$(BIN)/gaitsdk export sdk/gaitsdk/bundles/default.gait --to onnx
+	$(BIN)/gaitsdk deploy --out triton_models
 
 bench: setup  ## the committed measurements, again on this machine
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

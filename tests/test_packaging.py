@@ -92,9 +92,9 @@ def test_no_module_shadows_a_library() -> None:
 def test_import_is_light_and_quick() -> None:
     code = f"""
         import sys, time
-        started = time.perf_counter()
+        started = time.process_time()  # not the wall clock: the machine may be busy with other tests
         import gaitsdk
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         loaded = [name for name in {(*HEAVY, "onnxruntime", "PIL", "pydantic")!r} if name in sys.modules]
         print(loaded, seconds)
     """
