@@ -150,8 +150,7 @@ def _report(outcomes: list[Outcome], truths: list[str]) -> dict[str, Any]:
     conditions = [kind.split("-")[0] for kind, _ in PROBES] * (len(truths) // len(PROBES))
     ways = {}
     for outcome in outcomes:
-        first = [min(result.candidates, key=lambda each: each.shortlist_rank) for result in outcome.results]
-        before = [each.identity == truth for each, truth in zip(first, truths, strict=True)]
+        before = [result.initial.identity == truth for result, truth in zip(outcome.results, truths, strict=True)]
         after = [result.identity == truth for result, truth in zip(outcome.results, truths, strict=True)]
         ways[outcome.way] = {
             "runtime": outcome.runtime,
@@ -202,9 +201,8 @@ def _interesting(results: list[Identification], truths: list[str]) -> list[int]:
     """Probes to draw: first those whose first place changed hands (for better or worse), then those that moved most."""
 
     def moved(index: int) -> tuple[bool, int]:
-        ranks = [each.shortlist_rank for each in results[index].candidates]
-        initial = results[index].candidates[ranks.index(min(ranks))]
-        decided = (initial.identity == truths[index]) != (results[index].identity == truths[index])
-        return decided, sum(abs(rank - before) for rank, before in enumerate(ranks, 1))
+        result, truth = results[index], truths[index]
+        decided = (result.initial.identity == truth) != (result.identity == truth)
+        return decided, sum(abs(each.rank - each.shortlist_rank) for each in result.candidates)
 
     return sorted(sorted(range(len(results)), key=moved, reverse=True)[:PICTURED])

@@ -87,6 +87,11 @@ class Identification:
         return self.candidates[0].identity
 
     @property
+    def initial(self) -> Candidate:
+        """The first before re-ranking, of the candidates listed."""
+        return min(self.candidates, key=lambda each: each.shortlist_rank)
+
+    @property
     def known(self) -> bool:
         """True only where a threshold exists and the first candidate's distance does not exceed it."""
         return self.decision == "known"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gaitsdk.datasets import SequenceRef, SequenceTree
 from gaitsdk.errors import DatasetError, SilhouetteError
 from gaitsdk.pictures import ranked_lists
 from gaitsdk.recognizer import Recognizer
+from gaitsdk.silhouettes import Silhouettes, prepare
 
 BATCH = 32  # sequences per call, so that memory stays bounded on any tree
 PICTURED = 6
@@ -55,20 +57,19 @@ def identify_tree(
         )
     skipped: list[dict[str, str]] = []
     for ref in _track(enrolled, "enrolling", progress):
-        try:
-            recognizer.enroll(ref.identity, ref.load())
-        except SilhouetteError as error:
-            skipped.append({"sequence": _name(ref), "reason": str(error)})
+        for _, silhouettes in _usable([ref], recognizer.description.size, skipped):
+            recognizer.enroll(ref.identity, silhouettes)
     listed = max(top_k, recognizer.description.k)  # so that the first of the shortlist is among them
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     pictured: list[tuple[Any, str]] = []
     chunks = [probes[start : start + BATCH] for start in range(0, len(probes), BATCH)]
     for chunk in _track(chunks, "identifying", progress):
-        usable = _usable(chunk, skipped)
-        for ref, result in zip(
-            usable, recognizer.identify_many([ref.load() for ref in usable], listed) if usable else [], strict=True
-        ):
-            first = min(result.candidates, key=lambda each: each.shortlist_rank)
+        usable = list(_usable(chunk, recognizer.description.size, skipped))
+        if not usable:
+            continue
+        results = recognizer.identify_many([silhouettes for _, silhouettes in usable], listed)
+        for (ref, _), result in zip(usable, results, strict=True):
+            first = result.initial
             tally = counts[ref.type.split("-")[0]]
             tally[0] += 1
             tally[1] += first.identity == ref.identity
@@ -110,17 +111,14 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print(f"skipped {each['sequence']}: {each['reason']}", highlight=False, markup=False)
 
 
-def _usable(refs: list[SequenceRef], skipped: list[dict[str, str]]) -> list[SequenceRef]:
-    from gaitsdk.silhouettes import prepare
-
-    usable = []
+def _usable(
+    refs: list[SequenceRef], size: int, skipped: list[dict[str, str]]
+) -> Iterator[tuple[SequenceRef, Silhouettes]]:
     for ref in refs:
         try:
-            prepare(ref.load())
-            usable.append(ref)
+            yield ref, prepare(ref.load(), size).silhouettes
         except SilhouetteError as error:
             skipped.append({"sequence": _name(ref), "reason": str(error)})
-    return usable
 
 
 def _name(ref: SequenceRef) -> str:
