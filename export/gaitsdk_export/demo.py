@@ -18,8 +18,10 @@ from rich.progress import track
 from rich.table import Table
 
 from gaitsdk import synthetic
+from gaitsdk.errors import OptionError
 
 if TYPE_CHECKING:
+    from gaitsdk.bundle import Bundle
     from gaitsdk.recognizer import Recognizer
     from gaitsdk.results import Identification
 
@@ -49,11 +51,16 @@ def demo(
     triton: Annotated[bool, typer.Option(help="Also through a real Triton server.")] = True,
 ) -> None:
     """Enrol and identify synthetic walkers, in-process and through a real Triton server."""
+    from gaitsdk.bundle import Bundle
     from gaitsdk.pictures import ranked_lists
 
-    out.mkdir(parents=True, exist_ok=True)
+    model = Bundle.load(bundle)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError("the folder cannot be made", where=str(out), got=str(error), fix="choose --out") from error
     people = [str(FIRST_IDENTITY + number) for number in range(identities)]
-    console.print(_plan(identities))
+    console.print(_plan(identities, model), highlight=False, markup=False)
     enrolled = {name: [synthetic.sequence(int(name), *walk, frames=FRAMES) for walk in ENROLLED] for name in people}
     probes = [(name, synthetic.sequence(int(name), *walk, frames=FRAMES)) for name in people for walk in PROBES]
     with tempfile.TemporaryDirectory(prefix="gaitsdk-demo-") as folder:
@@ -74,12 +81,14 @@ def demo(
         raise typer.Exit(1)
 
 
-def _plan(identities: int) -> str:
+def _plan(identities: int, model: Bundle) -> str:
     views = ", ".join(view for _, view in ENROLLED)
     unseen = " and ".join(sorted({view for _, view in PROBES}))
+    data = model.manifest.training.get("data", "not stated")
     return (
-        f"{identities} synthetic people, none of them seen in training. Enrolled: a normal walk from views {views}. "
-        f"Probes: normal, with a bag, in a coat, from views {unseen}."
+        f"Model {model.fingerprint[:12]}, {model.manifest.architecture.name}; trained on: {data}.\n"
+        f"{identities} synthetic people (numbers {FIRST_IDENTITY} and up; the shipped model was trained on others). "
+        f"Enrolled: a normal walk from views {views}. Probes: normal, with a bag, in a coat, from views {unseen}."
     )
 
 
@@ -89,7 +98,8 @@ def _in_process(
     from gaitsdk.recognizer import Recognizer
 
     with Recognizer.load(bundle, gallery=folder / "in_process.db") as recognizer:
-        results = _work(recognizer, enrolled, probes, "in-process")
+        _enroll(recognizer, enrolled, "in-process")
+        results = _identify(recognizer, probes, "in-process")
         about = recognizer.description
         pictures = [_with_pictures(result) for result in results]
     stages = {
@@ -117,18 +127,24 @@ def _through_triton(
     with TritonServer(render(bundle, folder / "models"), settings) as server:
         console.print(f"tritonserver is ready after {time.perf_counter() - started:.1f} s at {server.grpc_url}")
         with Recognizer.connect(server.grpc_url) as recognizer:
-            results = _work(recognizer, enrolled, probes, "Triton")
+            _enroll(recognizer, enrolled, "Triton")
+            before = _executions(server.http_url)
+            results = _identify(recognizer, probes, "Triton")
+            after = _executions(server.http_url)
             about = recognizer.description
-        stages = {name: _stage_ms(server.http_url, name) for name in ("embed", "shortlist", "rerank")}
+    stages = {
+        name: (after[name][0] - before[name][0]) / max(1, after[name][1] - before[name][1]) / 1e6 for name in before
+    }
     stages["total"] = statistics.median(result.timings_ms["round_trip"] for result in results)
     return Outcome("Triton", f"{about.runtime} on {about.device}", results, stages)
 
 
-def _work(
-    recognizer: Recognizer, enrolled: dict[str, list[Any]], probes: Sequence[tuple[str, Any]], way: str
-) -> list[Identification]:
+def _enroll(recognizer: Recognizer, enrolled: dict[str, list[Any]], way: str) -> None:
     for name, walks in track(enrolled.items(), f"enrolling, {way}", console=console, transient=True):
         recognizer.enroll(name, walks)
+
+
+def _identify(recognizer: Recognizer, probes: Sequence[tuple[str, Any]], way: str) -> list[Identification]:
     steps = track(probes, f"identifying, {way}", console=console, transient=True)
     return [recognizer.identify(silhouettes) for _, silhouettes in steps]
 
@@ -139,11 +155,14 @@ def _with_pictures(result: Identification) -> Identification:
     return replace(result, _thumbnails=lambda entries: frames)
 
 
-def _stage_ms(url: str, model: str) -> float:
-    """Mean milliseconds of one execution, from the server's own statistics."""
-    with urllib.request.urlopen(f"{url}/v2/models/{model}/stats", timeout=5) as answer:
-        statistic = json.load(answer)["model_stats"][0]["inference_stats"]["compute_infer"]
-    return float(statistic["ns"]) / max(1, int(statistic["count"])) / 1e6
+def _executions(url: str) -> dict[str, tuple[int, int]]:
+    """Nanoseconds and number of executions of each stage so far, from the server's own statistics."""
+    found = {}
+    for model in ("embed", "shortlist", "rerank"):
+        with urllib.request.urlopen(f"{url}/v2/models/{model}/stats", timeout=5) as answer:
+            statistic = json.load(answer)["model_stats"][0]["inference_stats"]["compute_infer"]
+        found[model] = (int(statistic.get("ns", 0)), int(statistic.get("count", 0)))
+    return found
 
 
 def _report(outcomes: list[Outcome], truths: list[str]) -> dict[str, Any]:

@@ -64,6 +64,26 @@ class FileEntry(_Strict):
     bytes: int
 
 
+class Calibration(_Strict):
+    """One calibrated threshold on the final distance, and what it holds for.
+
+    Attributes:
+        task: of which verb.
+        reranker: name of the re-ranker whose distance the threshold cuts, "none" for the shortlist's.
+        k: length of the re-ranked list.
+        gallery_size: entries in the gallery that it was calibrated on; false positives grow with it.
+        threshold: known means distance <= threshold.
+        fpir: the false positive identification rate that it was set for (fraction).
+    """
+
+    task: Literal["identify", "verify"]
+    reranker: str
+    k: int
+    gallery_size: int
+    threshold: float
+    fpir: float
+
+
 class Manifest(_Strict):
     """`manifest.json`, field by field; unknown fields are refused."""
 
@@ -77,7 +97,7 @@ class Manifest(_Strict):
     distance: Literal["euclidean", "cosine"] = "euclidean"
     length_handling: Literal["cyclic", "alone"] = "cyclic"
     reranker: RerankerSpec | None = None
-    calibration: list[dict[str, Any]] = Field(default_factory=list)
+    calibration: list[Calibration] = Field(default_factory=list)
     training: dict[str, Any] = Field(default_factory=dict)
     licence: str
     files: dict[str, FileEntry]
@@ -110,16 +130,20 @@ class Bundle:
         return Path(__file__).parent / "bundles" / "default.gait"
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None) -> Bundle:
+    def load(cls, path: str | os.PathLike[str] | None = None, *, artefacts: bool = True) -> Bundle:
         """Reads and checks a bundle (None = the shipped one).
+
+        Args:
+            artefacts: check the compiled networks too; False is for those who are about to replace them.
 
         Raises:
             BundleError: missing, another format version, or any byte of a listed file or of the manifest changed.
         """
-        folder = cls.default_path() if path is None else Path(path)
+        folder = cls.default_path() if path is None else _folder(path)
         manifest = _read_manifest(folder)
         for name, entry in manifest.files.items():
-            _check_file(folder, name, entry)
+            if artefacts or not name.startswith("artefacts/"):
+                _check_file(folder, name, entry)
         return cls(folder, manifest)
 
     @classmethod
@@ -146,20 +170,22 @@ class Bundle:
             training: data and figures for people, stored as given (JSON-able).
             overwrite: replace a bundle that is there.
         """
-        target = Path(path)
+        target = _folder(path)
         if target.suffix != ".gait":
             raise OptionError("a bundle's folder is called NAME.gait", where="path", got=str(target), fix="add .gait")
         if target.exists() and not overwrite:
             raise BundleError("there is something already", where=str(target), fix="pass overwrite=True to replace it")
+        if target.exists() and not (target / MANIFEST).exists():
+            raise BundleError("there is something that is no bundle", where=str(target), fix="choose another name")
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
         try:
             manifest = _write_networks(work, backbone, reranker, k, name or target.stem, licence, dict(training or {}))
             _write_manifest(work, manifest)
             work.chmod(0o755)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(work, target)
+            for file in work.iterdir():
+                file.chmod(0o644)  # a server runs as another user
+            _replace_folder(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return cls.load(target)
@@ -188,7 +214,7 @@ class Bundle:
         if training is not None:
             changes["training"] = dict(training)
         if calibration is not None:
-            changes["calibration"] = calibration
+            changes["calibration"] = [Calibration.model_validate(entry) for entry in calibration]
         self._replace_manifest(**changes)
 
     def _replace_manifest(self, listed: set[str] | None = None, **changes: Any) -> Path:
@@ -219,6 +245,26 @@ class Bundle:
         model = CarGait(**self.manifest.reranker.options)
         model.load_state_dict(load_file(self.path / "reranker.safetensors"))
         return model.eval()
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise BundleError("not a bundle's path", where="path", got=repr(path), expected="a folder NAME.gait")
+    return Path(path)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Puts `new` in the place of `target`. The old one is moved aside first and comes back if anything fails."""
+    old = new.with_name(f"{new.name}.old")
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_networks(

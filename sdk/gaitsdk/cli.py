@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from gaitsdk.errors import GaitError, OptionError
+from gaitsdk import pipeline
+from gaitsdk.errors import GaitError, GalleryError, OptionError
+from gaitsdk.pictures import check_picture_path
 from gaitsdk.recognizer import TOP_K, Recognizer
+from gaitsdk.silhouettes import prepare
+from gaitsdk.tree_report import identify_tree, print_report
 
 if TYPE_CHECKING:
     from gaitsdk.results import Identification
@@ -32,16 +38,29 @@ Sequence = Annotated[Path, typer.Argument(help="A folder of PNG masks, or a .npy
 
 
 def _open(
-    bundle: Path | None, gallery: str | None, runtime: str, device: str, reranker: str, server: str | None
+    bundle: Path | None,
+    gallery: str | None,
+    runtime: str,
+    device: str,
+    reranker: str,
+    server: str | None,
+    *,
+    reads: bool = False,
 ) -> Recognizer:
-    if server is None:
-        return Recognizer.load(bundle, runtime=runtime, device=device, gallery=gallery, reranker=reranker)
-    clash = {"bundle": bundle, "gallery": gallery}
-    if given := [f"--{name}" for name, value in clash.items() if value is not None]:
-        raise OptionError(
-            "the server has its own", where="--server", got=" ".join(given), fix="leave these options out"
+    """The Recognizer that the common options describe; `reads`: a gallery that is not there is of no use."""
+    if server is not None:
+        given = {"bundle": bundle, "gallery": gallery}
+        chosen = {"runtime": runtime != "auto", "device": device != "auto", "reranker": reranker != "cargait"}
+        clash = [f"--{name}" for name, value in given.items() if value is not None]
+        clash += [f"--{name}" for name, differs in chosen.items() if differs]
+        if clash:
+            raise OptionError("the server has its own", where="--server", got=" ".join(clash), fix="leave them out")
+        return Recognizer.connect(server)
+    if reads and gallery not in (None, ":memory:") and not Path(str(gallery)).exists():
+        raise GalleryError(
+            "there is no such gallery", where=str(gallery), fix="check --gallery, or enroll somebody first"
         )
-    return Recognizer.connect(server)
+    return Recognizer.load(bundle, runtime=runtime, device=device, gallery=gallery, reranker=reranker)
 
 
 def enroll(
@@ -59,12 +78,14 @@ def enroll(
 ) -> None:
     """Add a person's sequences to the gallery."""
     with _open(bundle, gallery, runtime, device, reranker, server) as recognizer:
-        entries = [entry for path in sequences for entry in recognizer.enroll(identity, path)]
+        # All are read before the first is enrolled, and enrolled in one call: all of them or none.
+        walks = [prepare(path, recognizer.description.size).silhouettes for path in sequences]
+        entries = recognizer.enroll(identity, walks)
         count = recognizer.count
     if as_json:
         print(json.dumps({"identity": identity, "entries": entries, "gallery_size": count}))
     else:
-        console.print(f"enrolled {identity}: {len(entries)} sequence(s); the gallery holds {count}", highlight=False)
+        _say(f"enrolled {identity}: {len(entries)} sequence(s); the gallery holds {count}")
 
 
 def identify(
@@ -75,8 +96,12 @@ def identify(
         Path | None, typer.Option(help="A CASIA-B-style tree (id/type/view): enrols some of it, identifies the rest.")
     ] = None,
     enroll_types: Annotated[
-        str, typer.Option(help="With --root: sequence types to enrol, comma separated; the others are probes.")
-    ] = "nm-01,nm-02,nm-03,nm-04",
+        str | None,
+        typer.Option(
+            help="With --root: sequence types to enrol, comma separated; the others are probes. "
+            "Without: those of nm-01 to nm-04 that are there."
+        ),
+    ] = None,
     views: Annotated[str | None, typer.Option(help="With --root: only these views, comma separated.")] = None,
     top_k: Annotated[int, typer.Option(help="Candidates to list.")] = TOP_K,
     k: Annotated[
@@ -99,46 +124,70 @@ def identify(
     """Say who sequences show, or whether they are unknown."""
     if (root is None) == (not sequences):
         raise OptionError("name sequences or --root, one of the two", where="identify", fix="gaitsdk identify FOLDER")
+    if save is not None and save.suffix.lower() != ".json":
+        check_picture_path(save)
     if root is not None:
-        from gaitsdk.tree_report import identify_tree, print_report
-
-        # A tree brings its own gallery: nothing of it must land in the user's.
-        gallery = ":memory:" if gallery is None and server is None else gallery
-        with _open(bundle, gallery, runtime, device, reranker, server) as recognizer:
+        if given := [
+            n for n, v in (("gallery", gallery), ("server", server), ("threshold", threshold)) if v is not None
+        ]:
+            raise OptionError(
+                "a tree brings its own gallery and nobody unknown",
+                where="--root",
+                got=f"--{given[0]}",
+                fix="leave it out",
+            )
+        pipeline.check_count(top_k, "top_k")
+        with _open(bundle, ":memory:", runtime, device, reranker, None) as recognizer:
             report = identify_tree(
                 recognizer,
                 root,
-                enroll_types=enroll_types.split(","),
-                views=views.split(",") if views else None,
+                enroll_types=_names(enroll_types),
+                views=_names(views),
                 top_k=top_k,
+                k=k,
                 save=save,
                 progress=None if as_json else Console(stderr=True),
             )
         print(json.dumps(report)) if as_json else print_report(report, console)
         return
-    with _open(bundle, gallery, runtime, device, reranker, server) as recognizer:
-        results = [recognizer.identify(path, top_k, k=k, threshold=threshold) for path in sequences or []]
+    if enroll_types is not None or views is not None:
+        raise OptionError("only for trees", where="--enroll-types, --views", fix="name the tree with --root")
+    paths = sequences or []
+    with _open(bundle, gallery, runtime, device, reranker, server, reads=True) as recognizer:
+        results = [recognizer.identify(path, top_k, k=k, threshold=threshold) for path in paths]
         if save is not None:
             for index, result in enumerate(results):
                 result.save(save if len(results) == 1 else save.with_stem(f"{save.stem}-{index}"))
     if as_json:
         print(json.dumps([result.to_dict() for result in results]))
         return
-    for path, result in zip(sequences or [], results, strict=True):
+    for path, result in zip(paths, results, strict=True):
         console.print(_table(str(path), result))
+
+
+def _names(text: str | None) -> list[str] | None:
+    """ "a, b" -> ["a", "b"]."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _say(text: str) -> None:
+    """Prints text as it is: names of people and files may look like markup."""
+    console.print(text, highlight=False, markup=False)
 
 
 def _table(title: str, result: Identification) -> Table:
     name = {"known": f"known: {result.identity}", "unknown": "unknown"}.get(
         result.decision, f"nearest: {result.identity} (no threshold is calibrated)"
     )
-    table = Table(title=f"{title}\n{name}", caption=f"{result.runtime} on {result.device}, re-ranker {result.reranker}")
+    table = Table(
+        title=escape(f"{title}\n{name}"), caption=f"{result.runtime} on {result.device}, re-ranker {result.reranker}"
+    )
     for column in ("rank", "identity", "distance", "shortlist rank", "shortlist distance"):
         table.add_column(column, justify="left" if column == "identity" else "right")
     for each in result.candidates:
         distance = f"{each.distance:.4f}" if each.reranked or result.reranker == "none" else "-"
         cells = (distance, str(each.shortlist_rank), f"{each.shortlist_distance:.4f}")
-        table.add_row(str(each.rank), each.identity, *cells)
+        table.add_row(str(each.rank), escape(each.identity), *cells)
     return table
 
 
@@ -163,7 +212,7 @@ def verify(
         print(json.dumps(result.to_dict()))
     else:
         limit = "no threshold is calibrated" if result.threshold is None else f"threshold {result.threshold:.4f}"
-        console.print(f"{result.decision}: distance {result.distance:.4f} ({limit})", highlight=False)
+        _say(f"{result.decision}: distance {result.distance:.4f} ({limit})")
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -176,7 +225,7 @@ def doctor(as_json: AsJson = False) -> None:
         return
     table = Table("what", "finding")
     for name, finding in findings.items():
-        table.add_row(name, finding)
+        table.add_row(name, escape(finding))
     console.print(table)
 
 
@@ -195,12 +244,19 @@ def build() -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Runs a verb. Exit codes: 0 done, 1 failed, 2 bad usage."""
+    """Runs a verb. Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         build()(arguments)
-    except GaitError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
-        sys.exit(2 if isinstance(error, OptionError) else 1)
+    except OptionError as error:
+        _fail(error, 2)
+    except (GaitError, OSError) as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk.errors import DatasetError, InputError, SilhouetteError
+from gaitsdk.frames import image_names
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ _ARRAYS = (".npy", ".pkl")
 _DEPTH = 3
 #: Where no sequence is found, folders are searched for the data down to here, and no more of them than this.
 _DEEPEST, _MOST_FOLDERS = 7, 2000
+#: So many folders tell whether a folder is the root of a data set.
+_MOST_IDENTITIES = 20
 
 
 @dataclass(frozen=True, order=True)
@@ -49,7 +52,7 @@ class SequenceRef:
     path: Path
 
     def file(self) -> Path:
-        """What `load` reads: the folder itself where it holds PNG files, else its .pkl or .npy file. Of several files
+        """What `load` reads: the folder itself where it holds images, else its .pkl or .npy file. Of several files
         (one per modality) the one with "sil" in its name; of several of those the one with "aligned".
 
         Raises:
@@ -292,7 +295,11 @@ def _listing(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _data(files: Iterable[str]) -> list[str]:
-    return [name for name in files if _suffix(name) in (*_ARRAYS, ".png")]
+    """Array and PNG files; other images only where there are none of these, for they may be previews."""
+    names = list(files)
+    arrays = [name for name in names if _suffix(name) in _ARRAYS]
+    images = image_names(names)
+    return sorted(arrays + [name for name in images if not arrays or _suffix(name) == ".png"])
 
 
 def _suffix(name: str) -> str:
@@ -300,7 +307,7 @@ def _suffix(name: str) -> str:
 
 
 def _chosen(folder: Path, data: list[str]) -> Path:
-    """The array file with the silhouettes or, where there are PNG files only, the folder."""
+    """The array file with the silhouettes or, where there are image files only, the folder."""
     arrays = [name for name in data if _suffix(name) in _ARRAYS]
     if not arrays:
         return folder
@@ -342,8 +349,10 @@ def _wrong_depth(root: Path, example: Path) -> DatasetError:
     parts = example.relative_to(root).parts
     depth = len(parts) - 1
     if depth < _DEPTH:
-        above = root.resolve().parents[: _DEPTH - depth]
-        fix = f"pass {above[-1]} if that is the root, or put the data into such folders" if above else None
+        above = list(root.resolve().parents)[: _DEPTH - depth]
+        fix = "put the data into such folders"
+        if len(above) == _DEPTH - depth and _looks_like_a_root(above[-1]):
+            fix = f"pass {above[-1]} if that is the root, or {fix}"
     else:
         fix = f"pass {root.joinpath(*parts[: depth - _DEPTH])}"
     return DatasetError(
@@ -353,6 +362,23 @@ def _wrong_depth(root: Path, example: Path) -> DatasetError:
         expected=f"{_DEPTH}: {_LAYOUT}",
         fix=fix,
     )
+
+
+def _looks_like_a_root(folder: Path) -> bool:
+    """Whether most folders in it lead to data three levels below; data alone are below every disk's root too."""
+    try:
+        identities = _listing(folder)[0][:_MOST_IDENTITIES]
+        with_data = sum(_leads_to_data(folder / name, _DEPTH - 1) for name in identities)
+    except DatasetError:  # others' folders on the way: no place for a data set
+        return False
+    return with_data * 2 > len(identities)
+
+
+def _leads_to_data(folder: Path, levels: int) -> bool:
+    names, files = _listing(folder)
+    if not levels:
+        return bool(_data(files))
+    return any(_leads_to_data(folder / name, levels - 1) for name in names[:3])
 
 
 def _names(level: str, value: Iterable[str] | None) -> frozenset[str] | None:

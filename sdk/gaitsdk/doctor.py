@@ -26,7 +26,8 @@ def examine() -> dict[str, str]:
         return findings
     for runtime in ("onnx", "torchscript", "torch"):
         findings[f"runtime {runtime}"] = _try_runtime(bundle, runtime)
-    findings["tritonserver"] = os.environ.get("TRITON_SERVER") or shutil.which("tritonserver") or "not on PATH"
+    found = os.environ.get("TRITON_SERVER") or shutil.which("tritonserver")
+    findings["tritonserver"] = found or "not on PATH; gaitsdk serve also looks into .triton and for nvidia-pytriton"
     return findings
 
 

@@ -34,7 +34,6 @@ class Description:
         reranker: its name, "none" where there is none.
         k: length of the re-ranked list.
         runtime, device: what executes the networks, as found at load (not as asked for).
-        verify_threshold: the bundle's calibration for pairs, or None.
     """
 
     fingerprint: str
@@ -45,7 +44,6 @@ class Description:
     k: int
     runtime: str
     device: str
-    verify_threshold: float | None = None
 
 
 class Engine(Protocol):
@@ -66,6 +64,10 @@ class Engine(Protocol):
 
     def rerank(self, probe: Features, candidates: Features) -> Features:
         """`[n, s, d]`, `[n, K, s, d]` -> the re-ranker's distances `[n, K]`."""
+        ...
+
+    def verify_threshold(self) -> float | None:
+        """The bundle's calibration for pairs, or None; CalibrationError where it is for another re-ranker only."""
         ...
 
     def enroll(self, identity: str, sequences: Sequence[Silhouettes]) -> list[int]:
@@ -101,9 +103,6 @@ def describe(bundle: Bundle, reranker: str, runtime: str, device: str) -> Descri
         k=k,
         runtime=runtime,
         device=device,
-        verify_threshold=threshold_for(
-            bundle.manifest.calibration, task="verify", reranker=reranker, k=k, gallery_size=1
-        ),
     )
 
 
@@ -121,7 +120,8 @@ class LocalEngine:
         return pipeline.embed_many(self._runtime.embed, sequences, length_handling=self._length_handling)
 
     def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
-        if not self._gallery.count:
+        size = self._gallery.count
+        if not size:
             raise EmptyGalleryError(
                 "nobody is enrolled", where="gallery", fix="enroll at least one identity before identifying"
             )
@@ -131,7 +131,7 @@ class LocalEngine:
                 task="identify",
                 reranker=self.description.reranker,
                 k=k,
-                gallery_size=self._gallery.count,
+                gallery_size=size,
             )
         timings: dict[str, float] = {}
         with _timed(timings, "embed"):
@@ -146,7 +146,7 @@ class LocalEngine:
             top_k=top_k,
             threshold=threshold,
             fingerprint=self.description.fingerprint,
-            gallery_size=self._gallery.count,
+            gallery_size=size,
         )
         return replace(answers, timings_ms=timings)
 
@@ -157,6 +157,10 @@ class LocalEngine:
         if self._reranker is None:
             return pipeline.strip_distances(probe, candidates)
         return self._reranker.rescore(probe, candidates)
+
+    def verify_threshold(self) -> float | None:
+        about = self.description
+        return threshold_for(self._calibration, task="verify", reranker=about.reranker, k=about.k, gallery_size=1)
 
     def enroll(self, identity: str, sequences: Sequence[Silhouettes]) -> list[int]:
         features = self.embed(sequences)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 #: Pixels of one frame (8K video has 33 million) and of one sequence; more is refused before any work.
 MAX_FRAME_PIXELS = 2**26
 MAX_PIXELS = 2**32
-#: Image modes that become grey without a choice of ours.
+#: What an image file may be called, PNG first; the formats are those that are opened, whatever a file is called.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".pbm", ".pgm", ".ppm")
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "PPM")
+#: Image modes that become grey without a choice of ours.
 _GREY_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_COLOUR = "segment the person first; if these are masks saved as colour, pass {}[..., 0]"
 _EXPECTED = "[T, H, W] masks: bool, 0/1, 0..255 or float 0..1"
 
 
@@ -87,8 +90,9 @@ class Frames:
 
 
 def open_frames(source: Any, max_frames: int | None = None) -> Frames:
-    """The frames of an array `[T, H, W]`, a list of `[H, W]` arrays or of image files, a folder of PNG files, or a
-    .npy or .pkl file that holds an array.
+    """The frames of an array `[T, H, W]`, a list of `[H, W]` arrays or of image files, a folder of image files, or a
+    .npy or .pkl file that holds an array. Of a folder with PNG files only those are read: what lies beside them in
+    other formats is previews. Elsewhere every file with one of `IMAGE_SUFFIXES` is a frame.
 
     Args:
         source: as above.
@@ -100,7 +104,7 @@ def open_frames(source: Any, max_frames: int | None = None) -> Frames:
     if source is None:
         raise SilhouetteValueError("there is no sequence", where="silhouettes", got="None", expected=_EXPECTED)
     if isinstance(source, (str, os.PathLike)):
-        source = _open_path(Path(source))
+        source = _open_path(_not_empty(source))
     if isinstance(source, (list, tuple)):
         check_count(len(source), max_frames, source)
         files = [isinstance(item, (str, os.PathLike)) for item in source]
@@ -195,16 +199,17 @@ def natural_key(path: Path) -> list[tuple[int, int | str]]:
 
 def _open_path(path: Path) -> Any:
     if path.is_dir():
-        images = sorted((p for p in path.iterdir() if is_image(p)), key=natural_key)
+        names = [each.name for each in path.iterdir()]
+        images = [path / name for name in image_names(names)]
         if not images:
-            found = sorted({p.suffix or p.name for p in path.iterdir()})[:5]
+            found = sorted({Path(name).suffix or name for name in names})[:5]
             raise NoFramesError(
-                "the folder has no PNG file",
+                "the folder has no image file",
                 where=str(path),
                 got=", ".join(found) or "an empty folder",
-                expected="*.png",
+                expected="PNG files (or JPEG, BMP, TIFF, GIF, PGM)",
             )
-        return images
+        return sorted(images, key=natural_key)
     if not path.exists():
         raise _missing(path)
     if path.suffix.lower() in (".npy", ".pkl"):
@@ -213,19 +218,45 @@ def _open_path(path: Path) -> Any:
         "this file is not a sequence",
         where=str(path),
         got=path.suffix or "no suffix",
-        expected="a folder of PNG files, a .npy or a .pkl file",
+        expected="a folder of image files, a .npy or a .pkl file",
         fix="pass a list to use single images",
     )
 
 
-def is_image(path: Path) -> bool:
-    """A PNG file; hidden ones (macOS writes ._name.png beside each file) are none."""
-    return path.suffix.lower() == ".png" and not path.name.startswith(".")
+def image_names(names: Iterable[str]) -> list[str]:
+    """Which files of a folder are its frames: the PNG files or, where there is none, those of `IMAGE_SUFFIXES`.
+
+    Hidden files (macOS writes ._name.png beside each file) are none.
+    """
+    images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+    return [name for name in images if name.lower().endswith(".png")] or images
+
+
+def _not_empty(source: str | os.PathLike[str]) -> Path:
+    # Path("") and Path(".") are the same object to Python: an unset variable would read whatever the program stands in.
+    path = Path(source)
+    if path != Path() or (isinstance(source, str) and source.strip()):
+        return path
+    raise SilhouetteError(
+        "the path is empty",
+        where="silhouettes",
+        got=repr(source),
+        expected="a folder or a file",
+        fix='name it; for the current folder pass Path.cwd() or, on the command line, "$PWD"',
+    )
 
 
 def _as_array(value: Any, where: str) -> NDArray[Any]:
     if isinstance(value, np.ma.MaskedArray):
         raise SilhouetteValueError("a masked array is ambiguous", where=where, fix="pass array.filled(0)")
+    if isinstance(value, Iterator):
+        raise SilhouetteValueError(
+            "frames that can be read only once",
+            where=where,
+            got=type(value).__name__,
+            expected=_EXPECTED,
+            fix="pass list(...) of it",
+        )
     if isinstance(value, (str, bytes, dict, set)) or (np.isscalar(value) and not isinstance(value, np.generic)):
         raise SilhouetteValueError("not an array", where=where, got=type(value).__name__, expected=_EXPECTED)
     try:
@@ -251,8 +282,13 @@ def _as_array(value: Any, where: str) -> NDArray[Any]:
 
 def _check_frame(array: NDArray[Any], where: str) -> None:
     if array.ndim != 2:
+        fix = None
+        if array.ndim == 3 and array.shape[-1] == 1:
+            fix = "drop the last axis: frame[..., 0]"
+        elif array.ndim == 3 and array.shape[-1] in (3, 4):
+            fix = _COLOUR.format("frame")
         raise SilhouetteShapeError(
-            "wrong rank", where=where, got=f"shape {list(array.shape)}", expected="[H, W], one channel"
+            "wrong rank", where=where, got=f"shape {list(array.shape)}", expected="[H, W], one channel", fix=fix
         )
     if min(array.shape) < 2:
         raise SilhouetteShapeError(
@@ -305,18 +341,24 @@ def check_count(count: int, max_frames: int | None, source: Any) -> None:
             where="silhouettes",
             got=f"{count} frames",
             expected=f"at most {max_frames}",
-            fix="cut the sequence into walks of one person, or pass a larger max_frames",
+            fix="cut the recording into walks of one person",
         )
 
 
 def _wrong_rank(array: NDArray[Any]) -> SilhouetteShapeError:
-    fix = None
+    what, fix = "wrong rank", None
     if array.ndim == 2:
         fix = "one frame is not a walk: stack the frames of a walk"
+    elif array.ndim == 4 and array.shape[-1] == 1:
+        fix = "drop the last axis: masks[..., 0]"
+    elif array.ndim == 4 and array.shape[-1] in (3, 4):
+        what, fix = "colour images, not masks", _COLOUR.format("masks")
+    elif array.ndim == 4 and array.shape[1] == 1:
+        fix = "drop the second axis: masks[:, 0]"
     elif array.ndim == 4:
-        fix = "pass each sequence by itself; drop a channel axis with array[..., 0]"
+        fix = "several sequences: pass each by itself"
     return SilhouetteShapeError(
-        "wrong rank", where="silhouettes", got=f"shape {list(array.shape)}", expected="[T, H, W]", fix=fix
+        what, where="silhouettes", got=f"shape {list(array.shape)}", expected="[T, H, W]", fix=fix
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from gaitsdk.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from gaitsdk.results import Candidate, Identification
@@ -17,6 +21,7 @@ FRAME = 5  # pixels of the coloured rectangle
 GAP = 10
 TEXT = 30  # pixels for two lines below a silhouette
 LABEL = 104  # pixels for the row's name
+SUFFIXES = (".png", ".jpg", ".jpeg")
 RIGHT, WRONG, NEUTRAL, PROBE = "#2e9e44", "#d0342c", "#9aa0a6", "#2b6cb0"
 
 
@@ -50,6 +55,27 @@ def ranked_lists(results: Sequence[Identification], truths: Sequence[str | None]
                 distance = candidate.distance if line else candidate.shortlist_distance
                 _tile(picture, draw, x, y, tiles[candidate.entry_id], colour, candidate.identity, f"{distance:.3f}")
     return picture
+
+
+def check_picture_path(path: str | os.PathLike[str]) -> Path:
+    """The path, or an OptionError where its suffix is no picture's or its folder is missing."""
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        got = target.suffix or "no suffix"
+        raise OptionError("not a picture's name", where=str(target), got=got, expected=", ".join(SUFFIXES))
+    if not target.parent.is_dir():
+        raise OptionError("there is no such folder", where=str(target.parent), fix="make it first")
+    return target
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+    """Writes a picture and gives the path; OptionError for an unusable name, InputError where the disk refuses."""
+    target = check_picture_path(path)
+    try:
+        picture.save(target)
+    except OSError as error:
+        raise InputError("the picture cannot be written", where=str(target), got=str(error)) from error
+    return target
 
 
 def _row_name(draw: ImageDraw.ImageDraw, y: int, name: str, result: Identification | None) -> None:

@@ -28,6 +28,8 @@ Silhouettes = NDArray[np.uint8]
 PADDING_LIMIT = 1.25
 #: Sequences in one call of the backbone. CPUs are slower per sequence with large batches (frames fall out of cache).
 MAX_BATCH = 8
+#: Longest list that is re-ranked: each candidate's feature map is fetched (8 KB at 16 x 128).
+MAX_K = 1000
 #: How often a search is repeated when entries are deleted under it.
 SEARCH_AGAIN = 10
 
@@ -237,14 +239,15 @@ def thumbnails(gallery: Gallery, entry_ids: Sequence[int], size: int) -> list[Si
     return [thumbnail.unpack(gallery.metadata(entry).get(thumbnail.KEY), size) for entry in entry_ids]
 
 
-def check_count(value: object, where: str, *, minimum: int = 1) -> int:
-    """A whole number >= `minimum`, or an OptionError that says which option it was."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+def check_count(value: object, where: str, *, maximum: int | None = None) -> int:
+    """A whole number from 1 to `maximum`, or an OptionError that says which option it was."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not isinstance(value, (int, np.integer)) or not whole or value < 1 or (maximum is not None and value > maximum):
         raise OptionError(
             "not a usable number",
             where=where,
             got=repr(value),
-            expected=f"a whole number of at least {minimum}",
+            expected="a whole number of at least 1" if maximum is None else f"a whole number from 1 to {maximum}",
             fix=f"pass {where}=10, for example",
         )
     return int(value)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk import pipeline, thumbnails
-from gaitsdk.errors import InputError, SilhouetteError
+from gaitsdk.errors import GalleryError, InputError, SilhouetteError
 from gaitsdk.gallery.entries import check_identity
 from gaitsdk.results import Identification, Verification, identifications
 from gaitsdk.silhouettes import prepare
@@ -76,20 +76,19 @@ class Recognizer:
         from gaitsdk.bundle import Bundle
         from gaitsdk.engine import LocalEngine
         from gaitsdk.gallery import Gallery
-        from gaitsdk.rerankers import create_reranker
+        from gaitsdk.rerankers import check_reranker, create_reranker
         from gaitsdk.runtimes import open_runtime
 
         model = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        networks = open_runtime(model, runtime=runtime, device=device, threads=threads)
-        ranker = create_reranker(reranker, model, networks)
+        check_reranker(reranker, model)
         if gallery is None or isinstance(gallery, (str, os.PathLike)):
-            path = str(default_gallery() if gallery is None else gallery)
-            if gallery is None:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-            gallery = Gallery.open(
-                path, fingerprint=model.fingerprint, strips=model.strips, dims=model.dims, metric=model.metric
+            gallery = _open_gallery(gallery, model)
+        elif not isinstance(gallery, Gallery):
+            raise InputError(
+                "not a gallery", where="gallery", got=type(gallery).__name__, expected="a path or a Gallery"
             )
-        return cls(LocalEngine(model, networks, ranker, gallery))
+        networks = open_runtime(model, runtime=runtime, device=device, threads=threads)
+        return cls(LocalEngine(model, networks, create_reranker(reranker, model, networks), gallery))
 
     @classmethod
     def connect(cls, url: str, *, token: str | None = None, timeout: float = 10.0) -> Recognizer:
@@ -140,31 +139,42 @@ class Recognizer:
         Raises:
             SilhouetteError: the input is unusable; EmptyGalleryError: nobody is enrolled; OptionError: bad numbers.
         """
-        sequences, single, reports = self._prepare(silhouettes)
-        if not single:
+        if _is_list_of_sequences(silhouettes):
             raise InputError(
                 "this is a list of sequences",
                 where="silhouettes",
-                got=f"{len(sequences)} sequences",
+                got=f"{len(silhouettes)} sequences",
                 fix="use identify_many",
             )
+        sequences, _, reports = self._prepare(silhouettes)
         return self._identify(sequences, reports, top_k, k, threshold)[0]
 
     def identify_many(
         self, sequences: Sequence[Any], top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
     ) -> list[Identification]:
         """Like `identify` for each of a list of sequences of any lengths, in batches; the answers are the same."""
-        prepared, single, reports = self._prepare(sequences)
-        if single:
-            raise InputError("this is one sequence", where="sequences", fix="use identify, or pass a list of sequences")
+        if not _is_list_of_sequences(sequences):
+            raise InputError(
+                "not a list of sequences",
+                where="sequences",
+                got=type(sequences).__name__,
+                fix="use identify for one sequence, list(...) for an iterator",
+            )
+        prepared, _, reports = self._prepare(sequences)
         return self._identify(prepared, reports, top_k, k, threshold)
 
     def verify(self, first: Any, second: Any, *, threshold: float | None = None) -> Verification:
         """Whether two sequences show the same person, by the re-ranker's distance of the pair."""
-        pair = [self._prepare(each, where=name)[0] for name, each in (("first", first), ("second", second))]
-        if any(len(each) != 1 for each in pair):
-            raise InputError("verify compares two single sequences", fix="pass one sequence each")
-        cut = self.description.verify_threshold if threshold is None else pipeline.check_threshold(threshold)
+        pair = []
+        for where, value in (("first", first), ("second", second)):
+            if _is_list_of_sequences(value):
+                raise InputError("verify compares two single sequences", where=where, got="a list of sequences")
+            try:
+                pair.append(self._prepare(value)[0])
+            except InputError as error:
+                error.args = (f"{where} sequence: {error}",)
+                raise
+        cut = self._engine.verify_threshold() if threshold is None else pipeline.check_threshold(threshold)
         features = self._engine.embed([pair[0][0], pair[1][0]])
         distance = float(self._engine.rerank(features[:1], features[1:][None])[0, 0])
         decision = {"known": "same", "unknown": "different"}.get(pipeline.decision(distance, cut), "uncalibrated")
@@ -237,7 +247,7 @@ class Recognizer:
         k: int | None,
         threshold: float | None,
     ) -> list[Identification]:
-        length = self.description.k if k is None else pipeline.check_count(k, "k")
+        length = self.description.k if k is None else pipeline.check_count(k, "k", maximum=pipeline.MAX_K)
         answers = self._engine.identify(
             sequences, pipeline.check_count(top_k, "top_k"), length, pipeline.check_threshold(threshold)
         )
@@ -250,7 +260,7 @@ class Recognizer:
             thumbnails=self._engine.thumbnails,
         )
 
-    def _prepare(self, value: Any, where: str = "silhouettes") -> tuple[list[Silhouettes], bool, list[dict[str, Any]]]:
+    def _prepare(self, value: Any) -> tuple[list[Silhouettes], bool, list[dict[str, Any]]]:
         """Normalised sequences, whether it was a single one, and the quality reports."""
         many = _is_list_of_sequences(value)
         prepared = []
@@ -262,34 +272,59 @@ class Recognizer:
                     error.args = (f"sequence {index}: {error}",)
                 raise
         if not prepared:
-            raise InputError("there is no sequence", where=where, got="an empty list", fix="pass at least one sequence")
+            raise InputError(
+                "there is no sequence", where="silhouettes", got="an empty list", fix="pass at least one sequence"
+            )
         return [each.silhouettes for each in prepared], not many, [each.report.to_dict() for each in prepared]
 
     def _features(self, value: Any, where: str, rank: int) -> tuple[Features, bool]:
+        """Feature maps of this model as a batch, and whether it was a single one."""
+        shape = (self.description.strips, self.description.dims)
         try:
-            array = np.asarray(value, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError("not an array of numbers", where=where, got=type(value).__name__) from error
+            array = np.asarray([] if value is None else value, np.float32)
+        except (TypeError, ValueError):
+            array = np.zeros(0, np.float32)
         single = array.ndim == rank - 1
         array = array[None] if single else array
-        shape = (self.description.strips, self.description.dims)
-        if array.ndim != rank or array.shape[-2:] != shape or 0 in array.shape or not np.isfinite(array).all():
+        finite = bool(np.isfinite(array).all())
+        if array.ndim != rank or array.shape[-2:] != shape or 0 in array.shape or not finite:
+            described = f"shape {np.shape(value)}" if hasattr(value, "shape") else type(value).__name__
             raise InputError(
                 "not feature maps of this model",
                 where=where,
-                got=f"shape {np.shape(value)}" + ("" if np.isfinite(array).all() else " with NaN or infinity"),
+                got=described if finite else f"{described} with NaN or infinity",
                 expected=f"[..., {shape[0]}, {shape[1]}] finite float32",
                 fix="pass what embed() returns",
             )
         return array, single
 
 
+def _open_gallery(path: str | os.PathLike[str] | None, model: Bundle) -> Gallery:
+    from gaitsdk.gallery import Gallery
+
+    place = str(default_gallery() if path is None else path)
+    if not place:
+        raise InputError("the path is empty", where="gallery", fix='pass a file, or ":memory:"')
+    if path is None:
+        try:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GalleryError(
+                "the folder of the default gallery cannot be made",
+                where=place,
+                got=str(error),
+                fix="set GAITSDK_GALLERY to a file that you may write, or pass gallery=...",
+            ) from error
+    return Gallery.open(place, fingerprint=model.fingerprint, strips=model.strips, dims=model.dims, metric=model.metric)
+
+
 def _is_list_of_sequences(value: Any) -> bool:
-    """A list or tuple whose items are sequences (rank-3 arrays, folders, lists), not frames (rank 2, image files)."""
-    if isinstance(value, np.ndarray):
-        return value.ndim == 4 or (
-            value.dtype == object and value.ndim == 1 and len(value) > 0 and np.ndim(value[0]) == 3
-        )
+    """Whether several sequences came: a batch `[n, T, H, W]`, or a list whose items are sequences (arrays of rank 3,
+    folders, array files, lists of frames) and not frames (arrays of rank 2, image files)."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        # A last axis of 1, 3 or 4 is colour channels of one sequence: prepare says so.
+        return len(shape) == 4 and shape[-1] not in (1, 3, 4)
     if not isinstance(value, (list, tuple)) or not value:
         return isinstance(value, (list, tuple))
     first = value[0]
@@ -297,4 +332,4 @@ def _is_list_of_sequences(value: Any) -> bool:
         return Path(first).is_dir() or Path(first).suffix.lower() in (".pkl", ".npy")
     if isinstance(first, (list, tuple)):
         return not first or np.ndim(first[0]) >= 2 or isinstance(first[0], (str, os.PathLike))
-    return np.ndim(first) >= 3
+    return len(getattr(first, "shape", ())) >= 3

@@ -49,7 +49,7 @@ class Candidate:
     shortlist_rank: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Identification:
     """Who a probe is, or that it is unknown, and what the answer rests on.
 
@@ -80,6 +80,10 @@ class Identification:
     quality: dict[str, Any] = field(default_factory=dict)
     probe: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     _thumbnails: Thumbnails | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the connection to the gallery behind, and with it the candidates' pictures."""
+        return {**self.__dict__, "_thumbnails": None}
 
     @property
     def identity(self) -> str:
@@ -124,20 +128,20 @@ class Identification:
         return ranked_lists([self], [truth])
 
     def save(self, path: str | os.PathLike[str], truth: str | None = None) -> Path:
-        """Writes the picture (.png, .jpg) or the data (.json) and gives the path."""
-        target = Path(path)
-        if target.suffix.lower() in (".png", ".jpg", ".jpeg"):
-            self.plot(truth).save(target)
-        elif target.suffix.lower() == ".json":
-            target.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        else:
-            raise InputError(
-                "cannot save in this format",
-                where=str(target),
-                got=target.suffix or "no suffix",
-                expected=".png, .jpg or .json",
-            )
-        return target
+        """Writes the picture (.png, .jpg) or the data (.json) and gives the path.
+
+        Raises:
+            OptionError: another suffix, or no such folder. InputError: the disk refuses.
+        """
+        if Path(path).suffix.lower() != ".json":
+            from gaitsdk.pictures import save_picture
+
+            return save_picture(self.plot(truth), path)
+        try:
+            Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        except OSError as error:
+            raise InputError("the file cannot be written", where=str(path), got=str(error)) from error
+        return Path(path)
 
     def thumbnails(self) -> list[NDArray[np.uint8] | None]:
         """One silhouette `[S, S]` uint8 per candidate, None where the gallery keeps none."""

@@ -27,7 +27,7 @@ from gaitsdk.errors import (
     TooFewFramesError,
 )
 from gaitsdk.frames import Frames, RawFrame, check_count, open_frames
-from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL, FrameQuality, QualityReport
+from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL, FrameQuality, QualityReport, noise_found
 from gaitsdk.resize import scale_and_centre
 
 Silhouettes = NDArray[np.uint8]
@@ -74,18 +74,20 @@ def normalise(
     max_frames: int = MAX_FRAMES,
     check_polarity: bool = True,
     check_static: bool = True,
+    check_noise: bool = True,
 ) -> Normalised:
     """Cuts out, scales and centres the person of every frame; frames without a usable person are dropped and reported.
 
     Args:
         masks: one walk of one person, foreground bright: an array `[T, H, W]`, a list of `[H, W]` arrays of any sizes
-            or of image files, a folder of PNG files (sorted naturally), or a .npy or .pkl file of an array. Values are
-            bool, 0/1 or 0..255 of any integer dtype, or floats in 0..1.
+            or of image files, a folder of image files (sorted naturally), or a .npy or .pkl file of an array. Values
+            are bool, 0/1 or 0..255 of any integer dtype, or floats in 0..1.
         size: S, rows and columns of the result; even, 16 to 512.
         min_frames: frames that must remain.
         max_frames: longer sequences are refused before any work.
         check_polarity: refuse masks with a bright background.
         check_static: refuse sequences whose silhouettes are all the same.
+        check_noise: refuse masks whose foreground is scattered (see `gaitsdk.quality.noise_found`).
 
     Returns:
         uint8 `[T', size, size]` and the report. A walk gives the same silhouettes wherever the person stands in the
@@ -96,7 +98,9 @@ def normalise(
             SilhouetteShapeError or SilhouetteValueError. DatasetError: a .npy or .pkl file cannot be used.
     """
     _check_options(size, min_frames, max_frames)
-    return _normalise(open_frames(masks, max_frames), size, min_frames, check_polarity, check_static)
+    return _normalise(
+        open_frames(masks, max_frames), size, min_frames, polarity=check_polarity, static=check_static, noise=check_noise
+    )
 
 
 def prepare(sequence: Any, size: int = 64, *, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES) -> Normalised:
@@ -111,12 +115,12 @@ def prepare(sequence: Any, size: int = 64, *, min_frames: int = MIN_FRAMES, max_
     _check_options(size, min_frames, max_frames)
     frames = open_frames(sequence, max_frames)
     if any(shape not in ((size, size), (size, cut_width(size))) for shape in frames.shapes()):
-        return _normalise(frames, size, min_frames, True, True)
+        return _normalise(frames, size, min_frames)
     stack, names, scaled = _stack(frames)
     full = (stack[:, 0] > 0).any(axis=1) & (stack[:, -1] > 0).any(axis=1)
     filled = stack.any(axis=(1, 2))
     if not filled.any() or full.sum() * 2 <= filled.sum():
-        return _normalise(frames, size, min_frames, True, True)
+        return _normalise(frames, size, min_frames)
     _refuse_inverted(_border(stack)[filled])
     report = _report_as_is(stack, names, size, scaled)
     kept = stack if filled.all() else stack[filled]
@@ -125,6 +129,7 @@ def prepare(sequence: Any, size: int = 64, *, min_frames: int = MIN_FRAMES, max_
         kept = np.pad(kept, ((0, 0), (0, 0), (side, side)))
     kept = np.ascontiguousarray(kept)
     _refuse_unusable(kept, report, min_frames, True)
+    _refuse_noise(kept)
     return Normalised(kept, report)
 
 
@@ -213,9 +218,11 @@ def cut_and_scale(silhouettes: NDArray[np.uint8]) -> NDArray[np.float32]:
     return scaled
 
 
-def _normalise(frames: Frames, size: int, min_frames: int, check_polarity: bool, check_static: bool) -> Normalised:
+def _normalise(
+    frames: Frames, size: int, min_frames: int, *, polarity: bool = True, static: bool = True, noise: bool = True
+) -> Normalised:
     found = [_find(frame) for frame in frames]
-    if check_polarity:
+    if polarity:
         _refuse_inverted(np.array([each.border for each in found if each.crop is not None]))
     factor = _range_factor([each.crop.max() for each in found if each.counted and each.crop is not None])
     silhouettes, rows = [], []
@@ -226,7 +233,9 @@ def _normalise(frames: Frames, size: int, min_frames: int, check_polarity: bool,
             silhouettes.append(silhouette)
     report = QualityReport(tuple(rows), size, False, (_SCALED,) if factor > 1 else ())
     stack = np.stack(silhouettes) if silhouettes else np.zeros((0, size, size), np.uint8)
-    _refuse_unusable(stack, report, min_frames, check_static)
+    _refuse_unusable(stack, report, min_frames, static)
+    if noise:
+        _refuse_noise(stack)
     return Normalised(stack, report)
 
 
@@ -319,6 +328,18 @@ def _refuse_inverted(border: NDArray[np.float64]) -> None:
             got=f"a bright border in {inverted} of {len(border)} frames",
             expected="a bright person on a dark background",
             fix="pass 255 - masks, or ~masks for bool",
+        )
+
+
+def _refuse_noise(kept: Silhouettes) -> None:
+    found = noise_found(kept)
+    if found is not None:
+        raise SilhouetteValueError(
+            "these masks show noise, not a person",
+            where="silhouettes",
+            got=found,
+            expected="one connected person per frame",
+            fix="look at the masks: save a few as images, and check the segmenter and its threshold",
         )
 
 

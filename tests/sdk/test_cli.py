@@ -68,8 +68,59 @@ def test_identify_a_tree(run: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "people.db").exists(), "a tree leaves the user's gallery alone"
     shown = run("identify", "--root", "tree", "--bundle", tiny_bundle)
     assert shown.code == 0 and "Rank-1 cargait %" in shown.out
-    wrong = run("identify", "--root", "tree", "--enroll-types", "xx", "--bundle", tiny_bundle)
-    assert wrong.code == 1 and "nm-05" in wrong.err and "--enroll-types" in wrong.err
+    spaced = run("identify", "--root", "tree", "--enroll-types", "nm-01, nm-05", "--bundle", tiny_bundle, "--json")
+    assert json.loads(spaced.out)["enrolled"] == 12
+    one = run("identify", "--root", "tree", "--views", "090", "--save", "tree.png", "--bundle", tiny_bundle, "--json")
+    assert json.loads(one.out)["enrolled"] == 3 and (tmp_path / "tree.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--enroll-types", "xx"], 1, "no such types"),
+        (["--enroll-types", "nm-01,xx"], 1, "no such types"),
+        (["--enroll-types", "nm-01,nm-05,bg-01"], 1, "nothing to identify"),
+        (["--views", "090,999"], 1, "no such views"),
+        (["--gallery", "mine.db"], 2, "--gallery"),
+        (["--server", "localhost:1"], 2, "--server"),
+        (["--threshold", "1"], 2, "--threshold"),
+        (["--top-k", "0"], 2, "top_k"),
+        (["--save", "tree.gif"], 2, "tree.gif"),
+        (["--save", "nowhere/tree.png"], 2, "nowhere"),
+    ],
+)
+def test_identify_a_tree_refuses(
+    run: Any, tiny_bundle: Path, tmp_path: Path, options: list[str], code: int, says: str
+) -> None:
+    synthetic.write_casiab(tmp_path / "tree", [1, 2], types=("nm-01", "nm-05", "bg-01"), views=("090",), frames=10)
+    done = run("identify", "--root", "tree", "--bundle", tiny_bundle, *options)
+    assert done.code == code and says in done.err and "Traceback" not in done.err, done.err
+
+
+def test_a_tree_with_damaged_and_foreign_parts_is_still_read(run: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    synthetic.write_casiab(tmp_path / "tree", [1, 2, 3], types=("nm-01", "nm-05"), views=("090",), frames=10)
+    (tmp_path / "tree/001/nm-05/090/090.pkl").write_bytes(b"garbage")
+    (tmp_path / "tree/002/nm-01/090/090.pkl").unlink()
+    done = run("identify", "--root", "tree", "--bundle", tiny_bundle, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["enrolled"] == 2 and report["not_enrolled"] == 1
+    assert report["conditions"]["nm"]["probes"] == 1
+    assert any("001/nm-05/090" in each for each in report["skipped"]) and len(report["skipped"]) == 2
+
+
+def test_names_are_printed_as_they_are(run: Any, walks: Path, tiny_bundle: Path) -> None:
+    done = run("enroll", "[/x][red]bob", walks / "1-nm-01.npy", "--bundle", tiny_bundle)
+    assert done.code == 0 and "enrolled [/x][red]bob:" in done.out, done.err
+    done = run("identify", walks / "1-nm-01.npy", "--bundle", tiny_bundle)
+    assert done.code == 0 and "[/x][red]bob" in done.out, done.err
+
+
+def test_enrolling_several_is_all_or_nothing(run: Any, walks: Path, tiny_bundle: Path) -> None:
+    done = run("enroll", "ann", walks / "1-nm-01.npy", "nowhere", "--bundle", tiny_bundle)
+    assert done.code == 1 and "nowhere" in done.err
+    done = run("enroll", "ann", walks / "1-nm-01.npy", walks / "1-nm-02.npy", "--bundle", tiny_bundle, "--json")
+    assert json.loads(done.out) == {"identity": "ann", "entries": [1, 2], "gallery_size": 2}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +134,10 @@ def test_identify_a_tree(run: Any, tiny_bundle: Path, tmp_path: Path) -> None:
         (["identify", "x.npy", "--top-k", "many"], 2, "--top-k"),
         (["identify", "x.npy", "--server", "grpc://127.0.0.1:9"], 1, "127.0.0.1:9"),
         (["identify", "x.npy", "--server", "localhost:1", "--gallery", "g.db"], 2, "--gallery"),
+        (["identify", "x.npy", "--server", "localhost:1", "--runtime", "torch"], 2, "--runtime"),
+        (["identify", "x.npy", "--gallery", "typo.db", "--bundle", "BUNDLE"], 1, "no such gallery"),
+        (["identify", "x.npy", "--views", "090", "--bundle", "BUNDLE"], 2, "--root"),
+        (["identify", "x.npy", "--save", "a/b.png", "--bundle", "BUNDLE"], 2, "no such folder"),
         (["enroll", "", "x.npy", "--bundle", "BUNDLE"], 1, "identity"),
         (["frobnicate"], 2, "frobnicate"),
     ],

@@ -91,17 +91,11 @@ def test_thresholds_are_checked(value: object) -> None:
 
 
 def test_a_calibration_holds_for_its_reranker_only() -> None:
+    from gaitsdk.bundle import Calibration
     from gaitsdk.calibration import threshold_for
 
-    def entry(size: int, threshold: float) -> dict[str, object]:
-        return {
-            "task": "identify",
-            "reranker": "cargait",
-            "k": 10,
-            "gallery_size": size,
-            "threshold": threshold,
-            "fpir": 0.01,
-        }
+    def entry(size: int, threshold: float) -> Calibration:
+        return Calibration(task="identify", reranker="cargait", k=10, gallery_size=size, threshold=threshold, fpir=0.01)
 
     stored = [entry(100, 1.0), entry(1000, 2.0)]
     assert threshold_for(stored, task="identify", reranker="cargait", k=10, gallery_size=800) == 2.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -103,8 +105,12 @@ def test_results_leave_as_dict_table_and_picture(recognizer: Recognizer, tmp_pat
     assert (0x2E, 0x9E, 0x44) not in unlabelled
     assert result.save(tmp_path / "a.png").stat().st_size > 1000
     assert json.loads(result.save(tmp_path / "a.json").read_text()) == data
-    with pytest.raises(errors.InputError, match=r"\.png"):
-        result.save(tmp_path / "a.bmp")
+    for name in ("a.bmp", "nowhere/a.png"):
+        with pytest.raises(errors.OptionError):
+            result.save(tmp_path / name)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.to_dict() == data and copy.deepcopy(result).to_dict() == data
+    assert len({result, again}) == 2
     assert all(each is not None for each in result.thumbnails())
 
 
@@ -205,6 +211,10 @@ def test_a_bad_sequence_in_a_list_is_named(recognizer: Recognizer) -> None:
         recognizer.identify([PROBE, PROBE])
     with pytest.raises(errors.InputError, match="list of sequences"):
         recognizer.identify_many(PROBE)
+    with pytest.raises(errors.InputError, match="list"):
+        recognizer.identify_many(each for each in (PROBE, PROBE))
+    with pytest.raises(errors.InputError, match="second sequence"):
+        recognizer.verify(PROBE, None)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, True, 2.5, "3"])
@@ -239,6 +249,32 @@ def test_unknown_options(tiny_bundle: Path) -> None:
         Recognizer.load(tiny_bundle, reranker="kr", gallery=":memory:")
     with pytest.raises(errors.BundleError, match="no bundle there"):
         Recognizer.load("missing.gait")
+    for nothing in ("", 5):
+        with pytest.raises(errors.BundleError, match="path"):
+            Recognizer.load(nothing)  # type: ignore[arg-type]
+        with pytest.raises(errors.InputError, match="gallery"):
+            Recognizer.load(tiny_bundle, gallery=nothing)  # type: ignore[arg-type]
+
+
+def test_a_calibrated_bundle_still_opens_with_another_reranker(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from gaitsdk import Bundle
+
+    bundle = Bundle.load(shutil.copytree(tiny_bundle, tmp_path / "calibrated.gait"))
+    common = {"reranker": "cargait", "k": 10, "gallery_size": 4, "fpir": 0.01}
+    bundle.annotate(calibration=[{"task": task, "threshold": 100.0, **common} for task in ("identify", "verify")])
+    for reranker, decision in (("cargait", "same"), ("none", None)):
+        with Recognizer.load(bundle.path, reranker=reranker, gallery=":memory:") as mine:
+            mine.enroll("ann", WALKS["ann"])
+            if decision:
+                assert mine.verify(PROBE, PROBE).decision == decision and mine.identify(PROBE).known
+                continue
+            for verb in (lambda: mine.verify(PROBE, PROBE), lambda: mine.identify(PROBE)):
+                with pytest.raises(errors.CalibrationError, match="another re-ranker"):
+                    verb()
+            assert mine.identify(PROBE, threshold=1.0).decision in ("known", "unknown")
+            assert mine.verify(PROBE, PROBE, threshold=1.0).same
 
 
 def test_wrong_feature_maps(recognizer: Recognizer) -> None:
@@ -248,5 +284,9 @@ def test_wrong_feature_maps(recognizer: Recognizer) -> None:
             recognizer.search(bad)
     with pytest.raises(errors.InputError):
         recognizer.rerank(features, features)
+    with pytest.raises(errors.InputError, match="NoneType"):
+        recognizer.search(None)
     with pytest.raises(errors.OptionError, match="k"):
         recognizer.search(features, 0)
+    with pytest.raises(errors.OptionError, match="1000"):
+        recognizer.identify(PROBE, k=10**9)

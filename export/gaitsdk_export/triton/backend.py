@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk.errors import BundleError, GaitError, InputError, OptionError, UnknownIdentityError
-from gaitsdk.pipeline import check_threshold
-from gaitsdk.runtimes.wire import encode_error
+from gaitsdk.pipeline import MAX_K, check_count, check_threshold
+from gaitsdk.recognizer import TOP_K
+from gaitsdk.rerankers import check_reranker
+from gaitsdk.runtimes.wire import MAX_TOP_K, encode_error
 
 if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
@@ -119,6 +121,7 @@ class Model(ABC):
         self.config: dict[str, Any] = json.loads(args["model_config"])
         self.settings = Settings.from_environment()
         self.bundle = self.settings.open_bundle(self.parameter("fingerprint"))
+        self.reranker = check_reranker(self.parameter("reranker"), self.bundle)
         self.open()
 
     @abstractmethod
@@ -130,7 +133,11 @@ class Model(ABC):
         """One response per request, in order."""
 
     def parameter(self, name: str) -> str:
-        """A parameter of the model's configuration."""
+        """A parameter of the model's configuration. BundleError where another version rendered it without."""
+        if name not in self.config["parameters"]:
+            raise BundleError(
+                "another version of gaitsdk rendered this model repository", where=name, fix="gaitsdk deploy again"
+            )
         return str(self.config["parameters"][name]["string_value"])
 
     def inputs(self) -> list[str]:
@@ -213,6 +220,18 @@ class Batched(Model):
 def request_parameters(request: Any) -> dict[str, Any]:
     """The request's parameters (`top_k`, `k`, `threshold`); an ensemble hands them on to all of its steps."""
     return dict(json.loads(request.parameters() or "{}"))
+
+
+def list_lengths(asked: Mapping[str, Any], bundle: Bundle, reranker: str) -> tuple[int, int]:
+    """The request parameters `top_k` and `k`, by default 10 and the bundle's; k is 0 where nothing is re-ranked.
+
+    Raises:
+        OptionError: not a whole number from 1 to `MAX_TOP_K` or `MAX_K`; fetching more could use up the memory.
+    """
+    top_k = check_count(asked.get("top_k", TOP_K), "top_k", maximum=MAX_TOP_K)
+    if "k" in asked:
+        return top_k, check_count(asked["k"], "k", maximum=MAX_K)
+    return top_k, 0 if reranker == "none" else bundle.manifest.k
 
 
 def threshold_parameter(asked: Mapping[str, Any]) -> float | None:

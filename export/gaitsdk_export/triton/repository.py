@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gaitsdk.errors import ExportError, OptionError
+from gaitsdk.rerankers import check_reranker
 from gaitsdk.runtimes.wire import DECIDE, EMBED, GALLERY, IDENTIFY, RERANK, SHORTLIST
 from gaitsdk_export.triton.config import Batching, ModelConfig, Step, Tensor
 
@@ -40,12 +41,14 @@ class Options:
         max_delay_us: how long a request may wait for others to share a batch with, while the model is free; those that
             come while it is busy share one in any case.
         max_queue: requests that may wait at `embed` and at `rerank`; beyond that QueueFullError.
+        reranker: "cargait", or "none" for a repository without the step, whatever the bundle has.
     """
 
     max_batch: int = 16
     instances: int = 1
     max_delay_us: int = 0
     max_queue: int = 256
+    reranker: str = "cargait"
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "instances", "max_queue"):
@@ -55,9 +58,14 @@ class Options:
 
 
 def configurations(bundle: Bundle, options: Options | None = None) -> list[ModelConfig]:
-    """The repository's models. A bundle without re-ranker has no `rerank`, and its `decide` takes no distances."""
+    """The repository's models. Without re-ranker there is no `rerank`, and `decide` takes no distances.
+
+    Raises:
+        OptionError: `reranker` is unknown, or the bundle has no weights for it.
+    """
     options = options or Options()
-    reranked = bundle.manifest.reranker is not None
+    reranked = check_reranker(options.reranker, bundle) != "none"
+    parameters = {"fingerprint": bundle.fingerprint, "reranker": options.reranker}
     networks = Batching(max_delay_us=options.max_delay_us, max_queue_size=options.max_queue)
     models = [_embed(bundle), _shortlist(bundle), _decide(bundle, reranked)]
     if reranked:
@@ -68,13 +76,11 @@ def configurations(bundle: Bundle, options: Options | None = None) -> list[Model
             max_batch_size=options.max_batch,
             batching=networks if model.name in (EMBED, RERANK) else None,
             instances=options.instances if model.name in (EMBED, RERANK) else 1,
-            parameters={"fingerprint": bundle.fingerprint},
+            parameters=parameters,
         )
         for model in models
     ]
-    gallery = replace(
-        _gallery(bundle), parameters={"fingerprint": bundle.fingerprint, "max_batch": str(options.max_batch)}
-    )
+    gallery = replace(_gallery(bundle), parameters={**parameters, "max_batch": str(options.max_batch)})
     return [*models, _identify(models, options.max_batch), gallery]
 
 
@@ -91,11 +97,25 @@ def render(
         `out_dir` as a Path.
 
     Raises:
-        BundleError: the bundle cannot be read. ExportError: there is something else at `out_dir`.
+        BundleError: the bundle cannot be read. OptionError: it lacks the re-ranker.
+        ExportError: there is something else at `out_dir`, or it cannot be written.
     """
     out = Path(out_dir)
     files = dict(rendered_files(bundle_path, options))
-    _refuse_foreign(out)
+    try:
+        _refuse_foreign(out)
+        _replace(out, files)
+    except OSError as error:
+        raise ExportError(
+            "the model repository cannot be written",
+            where=str(out),
+            got=str(error),
+            fix="name a folder where you may write: --out FOLDER",
+        ) from error
+    return out
+
+
+def _replace(out: Path, files: Mapping[str, bytes]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -109,19 +129,25 @@ def render(
         os.replace(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return out
 
 
 def differences(
     bundle_path: str | os.PathLike[str] | None, out_dir: str | os.PathLike[str], options: Options | None = None
 ) -> list[str]:
-    """What in `out_dir` is not as rendering would write it now: "NAME: missing", "changed" or "unexpected"."""
+    """What in `out_dir` is not as rendering would write it now: "NAME: missing", "changed" or "unexpected".
+
+    Raises:
+        ExportError: it cannot be read.
+    """
     out = Path(out_dir)
     expected = dict(rendered_files(bundle_path, options))
-    found = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    try:
+        found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    except OSError as error:
+        raise ExportError("the model repository cannot be read", where=str(out), got=str(error)) from error
     report = [f"{name}: missing" for name in expected if name not in found]
     report += [f"{name}: unexpected" for name in found if name not in expected]
-    report += [f"{n}: changed" for n, content in expected.items() if n in found and found[n].read_bytes() != content]
+    report += [f"{n}: changed" for n, content in expected.items() if n in found and found[n] != content]
     return sorted(report)
 
 

@@ -20,12 +20,21 @@ _LARGEST_ID = 2**63 - 1
 
 
 def check_identity(identity: object, where: str = "identity") -> str:
-    """The identity as given, or `InputError`: 1 to 256 characters, not blank, no control characters or line breaks."""
+    """The identity as given, or `InputError`: 1 to 256 characters, not blank, no white space around it, no
+    control characters, line breaks or invisible format characters."""
     if not isinstance(identity, str):
         raise InputError("the name is no text", where=where, got=type(identity).__name__, expected="str")
     if not identity.strip():
         raise InputError(
             "the name is blank", where=where, got=repr(identity[:20]), expected=f"1 to {LONGEST_IDENTITY} characters"
+        )
+    if identity != identity.strip():
+        raise InputError(
+            "the name has white space before or after it",
+            where=where,
+            got=repr(identity[:40]),
+            expected="a name without, or it would be another person than the same name typed without",
+            fix="pass name.strip()",
         )
     if len(identity) > LONGEST_IDENTITY:
         expected = f"at most {LONGEST_IDENTITY} characters"
@@ -40,6 +49,16 @@ def check_identity(identity: object, where: str = "identity") -> str:
     bad = sorted({f"U+{ord(c):04X}" for c in identity if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")})
     if bad:
         raise InputError("the name has control characters", where=where, got=", ".join(bad), expected="printable text")
+    # Zero-width and direction marks: two names that look the same would be two people.
+    hidden = sorted({f"U+{ord(c):04X}" for c in identity if unicodedata.category(c) == "Cf"})
+    if hidden:
+        raise InputError(
+            "the name has invisible format characters",
+            where=where,
+            got=", ".join(hidden),
+            expected="visible characters",
+            fix="type the name instead of pasting it",
+        )
     return identity
 
 

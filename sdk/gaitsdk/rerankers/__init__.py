@@ -27,20 +27,19 @@ class Reranker(Protocol):
         ...
 
 
-def create_reranker(name: str, bundle: Bundle, runtime: NetworkRuntime) -> Reranker | None:
-    """The re-ranker of that name, or None for "none".
-
-    Raises:
-        OptionError: unknown name, or the bundle has no weights for it.
-    """
-    if name == "none":
-        return None
-    if name != "cargait":
+def check_reranker(name: str, bundle: Bundle) -> str:
+    """The name, or an OptionError: no re-ranker is called so, or the bundle has no weights for it."""
+    if name not in RERANKERS:
         raise OptionError("unknown re-ranker", where="reranker", got=repr(name), expected=" or ".join(RERANKERS))
-    if bundle.manifest.reranker is None:
+    if name == "cargait" and bundle.manifest.reranker is None:
         raise OptionError(
             "this bundle has no CarGait weights",
             where=str(bundle.path),
-            fix='load with reranker="none", or train one: gaitsdk train reranker',
+            fix='reranker="none" (--reranker none), or train one: gaitsdk train reranker',
         )
-    return CarGaitReranker(runtime)
+    return name
+
+
+def create_reranker(name: str, bundle: Bundle, runtime: NetworkRuntime) -> Reranker | None:
+    """The re-ranker of that name, or None for "none". Errors as in `check_reranker`."""
+    return CarGaitReranker(runtime) if check_reranker(name, bundle) == "cargait" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from gaitsdk.errors import (
     MissingDependencyError,
     OptionError,
     QueueFullError,
+    RuntimeUnavailableError,
     ServerError,
     ServerUnavailableError,
 )
@@ -43,10 +45,13 @@ class Transport(Protocol):
         Raises:
             ServerUnavailableError: nobody answers, or the connection broke. DeadlineExceededError: not in time.
             QueueFullError: too much waits. Any GaitError that the server met. ServerError: any other failure.
+            RuntimeUnavailableError: it was closed.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes the connections of all threads; requests in flight may fail."""
+        ...
 
 
 def open_transport(url: str, token: str | None) -> Transport:
@@ -76,7 +81,7 @@ class GrpcTransport:
     def __init__(self, address: str, headers: Mapping[str, str]) -> None:
         self.url = f"grpc://{address}"
         self._client = _import("tritonclient.grpc")
-        self._headers = dict(headers)
+        self._headers, self._closed = dict(headers), False
         options = [
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -93,6 +98,8 @@ class GrpcTransport:
     ) -> dict[str, NDArray[Any]]:
         from tritonclient.utils import InferenceServerException
 
+        if self._closed:
+            raise _was_closed(self.url)
         try:
             answer = self._server.infer(
                 model,
@@ -102,11 +109,16 @@ class GrpcTransport:
                 headers=self._headers,
                 client_timeout=timeout,
             )
-        except InferenceServerException as error:
+        except (InferenceServerException, ValueError) as error:
+            if self._closed:  # by another thread, meanwhile
+                raise _was_closed(self.url) from None
+            if isinstance(error, ValueError):
+                raise
             raise _typed(str(error.status()), error.message() or "", self.url, timeout) from None
         return _outputs(answer, outputs)
 
     def close(self) -> None:
+        self._closed = True
         self._server.close()
 
 
@@ -118,6 +130,9 @@ class HttpTransport:
         self._address, self._headers = address, dict(headers)
         self._client = _import("tritonclient.http")
         self._local = threading.local()
+        # Of all threads, to close them; weak, because those of a thread that ended are gone with it.
+        self._servers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock, self._closed = threading.Lock(), False
 
     def infer(
         self, model: str, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Any], timeout: float
@@ -139,27 +154,44 @@ class HttpTransport:
             )
         except InferenceServerException as error:
             raise _typed(str(error.status()), error.message() or "", self.url, timeout) from None
-        except TimeoutError as error:
-            self.close()
-            raise _typed("DEADLINE_EXCEEDED", str(error), self.url, timeout) from None
-        except (OSError, HTTPParseError) as error:
-            self.close()
-            raise _typed("UNAVAILABLE", str(error), self.url, timeout) from None
+        except (OSError, HTTPParseError, RuntimeError) as error:
+            self._forget()
+            if self._closed:  # by another thread, meanwhile
+                raise _was_closed(self.url) from None
+            if isinstance(error, RuntimeError):
+                raise
+            status = "DEADLINE_EXCEEDED" if isinstance(error, TimeoutError) else "UNAVAILABLE"
+            raise _typed(status, str(error), self.url, timeout) from None
         return _outputs(answer, outputs)
 
     def _server(self, timeout: float) -> Any:
         # A client has one time-out for life; there are few different ones (the engine's, and the first contact's).
         servers = self._local.__dict__.setdefault("servers", {})
-        if timeout not in servers:
-            servers[timeout] = self._client.InferenceServerClient(
-                self._address, connection_timeout=CONNECT_TIMEOUT, network_timeout=timeout
-            )
-        return servers[timeout]
+        with self._lock:
+            if self._closed:
+                raise _was_closed(self.url)
+            if timeout not in servers:
+                servers[timeout] = self._client.InferenceServerClient(
+                    self._address, connection_timeout=CONNECT_TIMEOUT, network_timeout=timeout
+                )
+                self._servers.add(servers[timeout])
+            return servers[timeout]
 
-    def close(self) -> None:
-        """Closes this thread's connections."""
+    def _forget(self) -> None:
+        """Closes this thread's connections: after a failure, what arrives on them may belong to an older request."""
         for server in self._local.__dict__.pop("servers", {}).values():
             server.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            servers = list(self._servers)
+        for server in servers:
+            server.close()
+
+
+def _was_closed(url: str) -> RuntimeUnavailableError:
+    return RuntimeUnavailableError("the recognizer was closed; connect again", where=url, fix="Recognizer.connect(...)")
 
 
 def _import(name: str) -> Any:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from gaitsdk import pipeline
 from gaitsdk.engine import Description
-from gaitsdk.errors import DeadlineExceededError, OptionError, ServerError, ServerUnavailableError
+from gaitsdk.errors import DeadlineExceededError, GaitError, OptionError, ServerError, ServerUnavailableError
 from gaitsdk.pipeline import Answers, Features, Silhouettes
 from gaitsdk.runtimes.transport import CONNECT_TIMEOUT, Arrays, open_transport
-from gaitsdk.runtimes.wire import EMBED, GALLERY, IDENTIFY, MAX_MESSAGE_BYTES, RERANK, SHORTLIST
+from gaitsdk.runtimes.wire import EMBED, GALLERY, IDENTIFY, MAX_MESSAGE_BYTES, RERANK, SHORTLIST, decode_error
 
 if TYPE_CHECKING:
     from gaitsdk.runtimes.transport import Transport
@@ -62,10 +62,21 @@ class RemoteEngine:
             raise OptionError("not a usable time-out", where="timeout", got=repr(timeout), expected="seconds > 0")
         self._transport: Transport = open_transport(url, token)
         self._timeout = float(timeout)
-        about = self._describe(min(connect_timeout, self._timeout))
-        self._length_handling: str = about["length_handling"]
-        self._max_batch = min(pipeline.MAX_BATCH, int(about["max_batch"]))
-        self.description = Description(**{each.name: about[each.name] for each in fields(Description)})
+        try:
+            about = self._describe(min(connect_timeout, self._timeout))
+            self.description = Description(**{each.name: about[each.name] for each in fields(Description)})
+            self._length_handling: str = about["length_handling"]
+            self._max_batch = min(pipeline.MAX_BATCH, int(about["max_batch"]))
+            #: A number, None, or the text of the error that asking for it raises.
+            self._verify_threshold: float | str | None = about["verify_threshold"]
+        except GaitError:
+            self.close()
+            raise
+        except (ValueError, LookupError, TypeError) as error:
+            self.close()
+            raise ServerError(
+                "the server's description cannot be read", where=self._transport.url, fix="update gaitsdk on both sides"
+            ) from error
 
     def embed(self, sequences: Sequence[Silhouettes]) -> Features:
         rows: list[Features | None] = [None] * len(sequences)
@@ -76,7 +87,9 @@ class RemoteEngine:
         return np.stack([row for row in rows if row is not None])
 
     def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
-        parameters: dict[str, Any] = {"top_k": top_k, "k": k}
+        parameters: dict[str, Any] = {"top_k": top_k}
+        if k:  # 0: the server re-ranks nothing
+            parameters["k"] = k
         if threshold is not None:
             parameters["threshold"] = repr(float(threshold))  # as a text: the server prints numbers with 16 digits only
         started = time.perf_counter()
@@ -99,9 +112,8 @@ class RemoteEngine:
 
     def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
         outputs = ("candidate_ids", "shortlist_distance")
-        parameters = {"top_k": k, "k": 1 if self.description.k else 0}
         parts = [
-            self._infer(SHORTLIST, {"features": features[part]}, outputs, parameters)
+            self._infer(SHORTLIST, {"features": features[part]}, outputs, {"top_k": k})
             for part in _parts(len(features), self._max_batch)
         ]
         listed = min(part["candidate_ids"].shape[1] for part in parts)
@@ -118,6 +130,13 @@ class RemoteEngine:
             for part in _parts(len(probe), step)
         ]
         return np.concatenate([part["rerank_distance"] for part in parts])
+
+    def verify_threshold(self) -> float | None:
+        if isinstance(self._verify_threshold, str):
+            raise decode_error(self._verify_threshold) or ServerError(
+                "the server's threshold cannot be read", where=self._transport.url, got=self._verify_threshold
+            )
+        return self._verify_threshold
 
     def enroll(self, identity: str, sequences: Sequence[Silhouettes]) -> list[int]:
         answer = self._gallery(
@@ -166,11 +185,7 @@ class RemoteEngine:
                 where=self._transport.url,
                 fix="start one: gaitsdk serve, or check the address",
             ) from error
-        try:
-            about: dict[str, Any] = json.loads(answer["description"].ravel()[0])
-        except (ValueError, IndexError) as error:
-            raise ServerError("the server's description cannot be read", where=self._transport.url) from error
-        return about
+        return dict(json.loads(answer["description"].ravel()[0]))
 
     def _gallery(self, action: str, outputs: tuple[str, ...], **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         return self._infer(GALLERY, {"action": _text(action), **inputs}, outputs)

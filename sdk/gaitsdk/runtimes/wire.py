@@ -18,6 +18,9 @@ EMBED, SHORTLIST, RERANK, DECIDE, IDENTIFY, GALLERY = "embed", "shortlist", "rer
 #: One request or response, in bytes: what Triton's HTTP front end takes by default (64 MiB) less room for the header.
 MAX_MESSAGE_BYTES = 60 * 2**20
 
+#: Longest list that a server gives. (The re-ranked one, whose feature maps are fetched, is bound by `pipeline.MAX_K`.)
+MAX_TOP_K = 10_000
+
 _FIELDS = ("what", "where", "got", "expected", "fix")
 # Errors about what the caller sent or asked for. Others (a damaged bundle, a full disk) tell of the server's inside.
 _FOR_CALLERS = (InputError, GalleryError, CalibrationError)
