@@ -1,6 +1,6 @@
 """decide: the final order and the decision, from the shortlist and, where there is one, the re-ranker's distances.
 
-Request parameters: `top_k` (default 10), `k` (default: the bundle's), `threshold` (default: the bundle's calibration).
+Request parameters: `top_k` and `k` as in shortlist, `threshold` (default: the bundle's calibration).
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ import numpy as np
 
 from gaitsdk import pipeline
 from gaitsdk.calibration import threshold_for
-from gaitsdk.recognizer import TOP_K
-from gaitsdk_export.triton.backend import Batched, request_parameters, threshold_parameter, to_bytes
+from gaitsdk_export.triton.backend import Batched, list_lengths, request_parameters, threshold_parameter, to_bytes
 
 
 class TritonPythonModel(Batched):
     def open(self):
-        self.reranker = self.bundle.manifest.reranker.name if "rerank_distance" in self.inputs() else "none"
+        """Needs nothing."""
 
     def read(self, request):
         arrays = tuple(self.require(request, name) for name in self.inputs())
         asked = request_parameters(request)
-        top_k = pipeline.check_count(asked.get("top_k", TOP_K), "top_k")
+        top_k, k = list_lengths(asked, self.bundle, self.reranker)
         size = int(self.require(request, "gallery_size").ravel()[0])
         threshold = threshold_parameter(asked)
         if threshold is None:
@@ -28,7 +27,7 @@ class TritonPythonModel(Batched):
                 self.bundle.manifest.calibration,
                 task="identify",
                 reranker=self.reranker,
-                k=asked.get("k", self.bundle.manifest.k),
+                k=k,
                 gallery_size=size,
             )
         return (top_k, threshold, size, *(array.shape[1] for array in arrays)), arrays

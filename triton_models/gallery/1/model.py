@@ -18,9 +18,10 @@ import json
 import numpy as np
 
 from gaitsdk import pipeline, synthetic
+from gaitsdk.calibration import threshold_for
 from gaitsdk.engine import describe
-from gaitsdk.errors import InputError, OptionError, ServerError
-from gaitsdk.runtimes.wire import EMBED, decode_error
+from gaitsdk.errors import CalibrationError, InputError, OptionError, ServerError
+from gaitsdk.runtimes.wire import EMBED, decode_error, encode_error
 from gaitsdk.silhouettes import check_silhouettes
 from gaitsdk_export.triton.backend import Model, to_bytes
 
@@ -88,16 +89,24 @@ class TritonPythonModel(Model):
     def describe(self, request):
         if self.description is None:
             runtime = json.loads(self.embed(synthetic.sequence(0, frames=10)[None])[1].ravel()[0])
-            reranker = self.bundle.manifest.reranker
-            about = describe(self.bundle, reranker.name if reranker else "none", runtime["runtime"], runtime["device"])
+            about = describe(self.bundle, self.reranker, runtime["runtime"], runtime["device"])
             self.description = json.dumps(
                 {
                     **dataclasses.asdict(about),
                     "length_handling": self.bundle.manifest.length_handling,
                     "max_batch": int(self.parameter("max_batch")),
+                    "verify_threshold": self.verify_threshold(about),
                 }
             )
         return {"description": to_bytes([self.description])}
+
+    def verify_threshold(self, about):
+        """A number, None, or the text of the error that the client's `verify` raises."""
+        calibration = self.bundle.manifest.calibration
+        try:
+            return threshold_for(calibration, task="verify", reranker=about.reranker, k=about.k, gallery_size=1)
+        except CalibrationError as error:
+            return encode_error(error)
 
     def embed(self, silhouettes):
         """Asks the model `embed` of this server: [B, T, S, S] -> features [B, s, d], and what executes it."""
