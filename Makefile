@@ -38,7 +38,7 @@ lint: $(VENV)/.ready  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bundle: setup  ## train the shipped bundle again on synthetic walkers (about 90 minutes on two cores)
+bundle: setup  ## train the shipped bundle again on synthetic walkers (about an hour on two cores)
 	$(BIN)/python -m gaitsdk_training.recipes.default --out sdk/gaitsdk/bundles/default.gait
 	$(BIN)/gaitsdk export sdk/gaitsdk/bundles/default.gait --to onnx
 	$(BIN)/gaitsdk deploy --out triton_models

@@ -99,8 +99,8 @@ def figures(found: Features, runtime: NetworkRuntime) -> dict[str, Any]:
         "probes": results["initial"]["probes"],
         "rank1_percent": table,
         "cargait_minus_initial_points": {
-            "mean": round(100 * mean, 3),
-            "interval_95": [round(100 * low, 3), round(100 * high, 3)],
+            "mean": round(mean, 2),
+            "interval_95": [round(low, 2), round(high, 2)],
             "how": "1000 bootstrap resamples of identities, all cross-view comparisons pooled",
         },
     }
@@ -125,16 +125,16 @@ def embedding_time(bundle: Bundle) -> dict[str, float]:
 def show(title: str, result: dict[str, Any]) -> None:
     table = Table(title=f"{title}: {result['identities']} identities, {result['probes']} probes (CASIA-B protocol, %)")
     table.add_column("method")
-    for condition in (*CONDITIONS, "mean"):
-        table.add_column(condition, justify="right")
-    for condition in CONDITIONS:
-        table.add_column(f"{condition} same view", justify="right")
+    for column in (*CONDITIONS, "mean", *(f"{condition} same" for condition in CONDITIONS)):
+        table.add_column(column, justify="right")
     for method, values in result["rank1_percent"].items():
         cells = [values[f"rank1/{c}"] for c in CONDITIONS] + [values["rank1"]]
         cells += [values[f"rank1_same_view/{c}"] for c in CONDITIONS]
         table.add_row(method, *(f"{cell:.2f}" for cell in cells))
     console.print(table)
-    console.print(f"CarGait - initial: {result['cargait_minus_initial_points']}")
+    gain = result["cargait_minus_initial_points"]
+    low, high = gain["interval_95"]
+    console.print(f"CarGait - initial: {gain['mean']} points, 95 % interval {low} to {high} ({gain['how']})")
 
 
 def main() -> None:

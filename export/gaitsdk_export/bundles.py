@@ -89,11 +89,12 @@ def export_bundle(
         One result per network and format.
 
     Raises:
-        OptionError: an unknown format. BundleError: no bundle there, or a damaged one.
+        OptionError: an unknown format. BundleError: no bundle there, or its manifest or weights are damaged; damaged
+            artefacts are replaced.
         MissingDependencyError: torch, onnx or onnxscript is not installed.
     """
     wanted = check_formats(formats)
-    bundle = Bundle.load(bundle_path)
+    bundle = Bundle.load(bundle_path, artefacts=False)
     results = []
     for network, wrapper, cases in _wrappers(bundle):
         for kind in wanted:

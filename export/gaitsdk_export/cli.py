@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gaitsdk.errors import GaitError, OptionError
 
@@ -34,7 +35,7 @@ def export(
             bundle,
             [each.strip() for each in to.split(",") if each.strip()],
             verify=verify,
-            progress=None if as_json else lambda line: errors.print(line, highlight=False),
+            progress=None if as_json else lambda line: errors.print(line, highlight=False, markup=False),
         )
     except GaitError as error:
         errors.print(f"error: {error}", style="red", highlight=False, markup=False)
@@ -53,20 +54,28 @@ def export(
 
 
 def table(title: str, results: list[ExportResult]) -> Table:
-    """One row per artefact."""
-    view = Table(title=title, caption="error and cosine: the worst over all compared cases; latency: CPU, one item")
-    for column in ("file", "size", "precision", "largest error", "cosine", "latency", "verdict"):
-        view.add_column(column, justify="left" if column in ("file", "verdict") else "right")
+    """One row per artefact, at most 80 columns wide; in less the file's name goes over several lines, never cut."""
+    # Text and not markup: the title is the user's path, and may hold brackets.
+    caption = "error (largest) and cosine (smallest): over all compared cases; latency: CPU, one item"
+    view = Table(title=Text(title), caption=caption)
+    view.add_column("file", overflow="fold")
+    for column in ("MB", "type", "error", "cosine", "ms", "verdict"):
+        view.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
     colour = {"OK": "green", "FAIL": "red", "SKIPPED": "yellow"}
     for each in results:
         verdict = each.verdict.value
         view.add_row(
-            each.path.name if each.path else f"({each.network}, {each.format})",
-            "-" if each.size_bytes is None else f"{each.size_bytes / 1e6:.2f} MB",
+            f"{each.network}.{each.format}",
+            "-" if each.size_bytes is None else _megabytes(each.size_bytes),
             each.precision,
             "-" if each.max_abs is None else f"{each.max_abs:.1e}",
             "-" if each.cosine is None else f"{each.cosine:.7f}",
-            "-" if each.latency_ms is None else f"{each.latency_ms:.1f} ms",
+            "-" if each.latency_ms is None else f"{each.latency_ms:.1f}",
             f"[{colour[verdict]}]{verdict}[/]",
         )
     return view
+
+
+def _megabytes(count: int) -> str:
+    size = count / 1e6
+    return f"{size:.2f}" if size < 100 else f"{size:.0f}"

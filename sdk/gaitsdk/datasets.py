@@ -31,8 +31,6 @@ _ARRAYS = (".npy", ".pkl")
 _DEPTH = 3
 #: Where no sequence is found, folders are searched for the data down to here, and no more of them than this.
 _DEEPEST, _MOST_FOLDERS = 7, 2000
-#: So many folders tell whether a folder is the root of a data set.
-_MOST_IDENTITIES = 20
 
 
 @dataclass(frozen=True, order=True)
@@ -294,12 +292,10 @@ def _listing(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(files)
 
 
-def _data(files: Iterable[str]) -> list[str]:
+def _data(files: Collection[str]) -> list[str]:
     """Array and PNG files; other images only where there are none of these, for they may be previews."""
-    names = list(files)
-    arrays = [name for name in names if _suffix(name) in _ARRAYS]
-    images = image_names(names)
-    return sorted(arrays + [name for name in images if not arrays or _suffix(name) == ".png"])
+    arrays = [name for name in files if _suffix(name) in _ARRAYS]
+    return sorted(arrays + [name for name in image_names(files) if not arrays or _suffix(name) == ".png"])
 
 
 def _suffix(name: str) -> str:
@@ -365,20 +361,17 @@ def _wrong_depth(root: Path, example: Path) -> DatasetError:
 
 
 def _looks_like_a_root(folder: Path) -> bool:
-    """Whether most folders in it lead to data three levels below; data alone are below every disk's root too."""
+    """Whether most folders in it lead to data three levels below; the disk's root leads to data, too."""
     try:
-        identities = _listing(folder)[0][:_MOST_IDENTITIES]
-        with_data = sum(_leads_to_data(folder / name, _DEPTH - 1) for name in identities)
+        identities = _listing(folder)[0][:20]
+        return sum(_leads_to_data(folder / name, _DEPTH - 1) for name in identities) * 2 > len(identities)
     except DatasetError:  # others' folders on the way: no place for a data set
         return False
-    return with_data * 2 > len(identities)
 
 
 def _leads_to_data(folder: Path, levels: int) -> bool:
     names, files = _listing(folder)
-    if not levels:
-        return bool(_data(files))
-    return any(_leads_to_data(folder / name, levels - 1) for name in names[:3])
+    return any(_leads_to_data(folder / name, levels - 1) for name in names[:3]) if levels else bool(_data(files))
 
 
 def _names(level: str, value: Iterable[str] | None) -> frozenset[str] | None:

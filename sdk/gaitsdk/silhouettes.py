@@ -99,7 +99,12 @@ def normalise(
     """
     _check_options(size, min_frames, max_frames)
     return _normalise(
-        open_frames(masks, max_frames), size, min_frames, polarity=check_polarity, static=check_static, noise=check_noise
+        open_frames(masks, max_frames),
+        size,
+        min_frames,
+        polarity=check_polarity,
+        static=check_static,
+        noise=check_noise,
     )
 
 

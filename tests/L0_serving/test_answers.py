@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gaitsdk import Recognizer, synthetic
-from gaitsdk.errors import CalibrationError, InputError, UnknownIdentityError
+from gaitsdk.errors import CalibrationError, InputError, RuntimeUnavailableError, UnknownIdentityError
 from gaitsdk.results import Identification
+from gaitsdk_export.triton.backend import Settings
+from gaitsdk_export.triton.installation import Installation
+from gaitsdk_export.triton.repository import Options, render
+from gaitsdk_export.triton.server import TritonServer
 
 KINDS = ("nm-03", "nm-04", "bg-01", "cl-01")
 
@@ -140,6 +146,89 @@ def test_many_threads_share_a_client(
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
+
+
+def test_without_reranker_as_in_process(
+    installation: Installation, settings: Settings, probes: list[np.ndarray], tmp_path: Path
+) -> None:
+    """The bundle has one, and calibrations for it only: they must not be used for other distances."""
+    repository = render(settings.bundle, tmp_path / "models", Options(reranker="none"))
+    with (
+        TritonServer(repository, settings, installation=installation) as server,
+        Recognizer.connect(server.grpc_url, timeout=60) as remote,
+        Recognizer.load(
+            settings.bundle, runtime="torch", device="cpu", gallery=settings.gallery, threads=1, reranker="none"
+        ) as local,
+    ):
+        assert remote.description == local.description
+        assert (remote.description.reranker, remote.description.k) == ("none", 0)
+        for recognizer in (local, remote):
+            with pytest.raises(CalibrationError, match="reranker=none"):
+                recognizer.identify(probes[0])
+            with pytest.raises(CalibrationError, match="reranker=none"):
+                recognizer.verify(probes[0], probes[1])
+        for length in (None, 5):
+            here, there = (each.identify_many(probes[:10], k=length, threshold=1) for each in (local, remote))
+            for expected, answer in zip(here, there, strict=True):
+                assert_same(expected, answer)
+                assert [each.shortlist_rank for each in answer.candidates] == list(range(1, 11))
+        here, there = (each.verify(probes[0], probes[1], threshold=1) for each in (local, remote))
+        assert there.distance == pytest.approx(here.distance, abs=1e-4)
+        features = local.embed(probes[:3])
+        np.testing.assert_array_equal(remote.search(features, 7)[0], local.search(features, 7)[0])
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_closed_recognizer_says_so_in_every_thread(
+    server: TritonServer, probes: list[np.ndarray], scheme: str
+) -> None:
+    recognizer = Recognizer.connect(f"{scheme}://127.0.0.1:{getattr(server, f'{scheme}_port')}", timeout=60)
+    used, closed = threading.Barrier(3), threading.Event()
+    caught: list[BaseException] = []
+
+    def ask() -> None:
+        recognizer.embed(probes[0])
+        used.wait(30)
+        closed.wait(30)
+        try:
+            recognizer.embed(probes[0])
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            caught.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    used.wait(30)
+    recognizer.close()
+    closed.set()
+    for thread in threads:
+        thread.join(30)
+    assert [type(each) for each in caught] == [RuntimeUnavailableError] * 2
+    for call in (lambda: recognizer.identify(probes[0]), recognizer.identities, lambda: recognizer.count):
+        with pytest.raises(RuntimeUnavailableError, match="the recognizer was closed; connect again"):
+            call()
+    recognizer.close()  # once more does nothing
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_closing_while_another_thread_asks(server: TritonServer, probes: list[np.ndarray], scheme: str) -> None:
+    recognizer = Recognizer.connect(f"{scheme}://127.0.0.1:{getattr(server, f'{scheme}_port')}", timeout=60)
+    long = np.resize(probes[0], (900, 64, 64))
+    caught: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            while True:
+                recognizer.embed(long)
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            caught.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.3)
+    recognizer.close()
+    thread.join(30)
+    assert [type(each) for each in caught] == [RuntimeUnavailableError]
 
 
 def test_typed_errors_cross_the_wire_unchanged(local: Recognizer, remote: Recognizer) -> None:

@@ -111,6 +111,10 @@ def test_wrong_tensors(raw: Any, arrays: dict[str, np.ndarray], says: str) -> No
         {"top_k": 2.5},
         {"k": 0},
         {"k": -(2**62)},
+        {"k": 1001},
+        {"k": 10**9},
+        {"top_k": 10**9},
+        {"top_k": 2**62},
         {"threshold": -1.0},
         {"threshold": float("nan")},
         {"threshold": "low"},
@@ -121,6 +125,23 @@ def test_wrong_parameters(raw: Any, parameters: dict[str, Any]) -> None:
     error = ask(raw, "identify", parameters, silhouettes=GOOD[None])
     assert isinstance(error, OptionError)
     assert next(iter(parameters)) in str(error)
+
+
+def test_lists_of_any_length_are_refused_at_each_model(raw: Any, remote: Recognizer) -> None:
+    """Also where nobody asks the ensemble."""
+    about = remote.description
+    features = np.zeros((1, about.strips, about.dims), np.float32)
+    candidates = {
+        "candidate_ids": np.zeros((1, 1), np.int64),
+        "candidate_identity": np.array([[b"a"]], object),
+        "shortlist_distance": np.zeros((1, 1), np.float32),
+        "rerank_distance": np.zeros((1, 1), np.float32),
+        "gallery_size": np.ones((1, 1), np.int64),
+    }
+    for name in ("top_k", "k"):
+        for model, arrays in (("shortlist", {"features": features}), ("decide", candidates)):
+            error = ask(raw, model, {name: 10**9}, **arrays)
+            assert isinstance(error, OptionError) and name in str(error)
 
 
 def test_features_that_are_not_finite(raw: Any, remote: Recognizer) -> None:

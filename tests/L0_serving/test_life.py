@@ -26,6 +26,7 @@ from gaitsdk.errors import (
     ServerUnavailableError,
 )
 from gaitsdk_export.serving_cli import prepare_gallery
+from gaitsdk_export.triton import leftovers
 from gaitsdk_export.triton import server as server_module
 from gaitsdk_export.triton.backend import Settings
 from gaitsdk_export.triton.installation import Installation
@@ -144,8 +145,11 @@ def serving(settings: Settings, log: Path) -> tuple[subprocess.Popen[str], int]:
     """`gaitsdk serve` as a process of its own, and the server's process group."""
     code = (
         "import sys; from gaitsdk_export.serving_cli import serve; from pathlib import Path; "
-        f"serve(Path({settings.bundle!r}), Path({settings.gallery!r}), http_port=0, grpc_port=0, metrics_port=0, "
-        f"runtime='torch', device='cpu', threads=1, log=Path({str(log)!r}))"
+        "from gaitsdk.errors import GaitError\n"
+        "try:\n"
+        f"  serve(Path({settings.bundle!r}), Path({settings.gallery!r}), http_port=0, grpc_port=0, metrics_port=0, "
+        f"runtime='torch', device='cpu', threads=1, log=Path({str(log)!r}))\n"
+        "except GaitError as error: sys.exit(str(error))"
     )
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), TMPDIR=str(log.parent))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment)
@@ -164,6 +168,17 @@ def test_serve_stops_cleanly(settings: Settings, installation: Installation, tmp
     assert process.wait(15) == 0
     assert time.monotonic() - started < 10
     assert not members(group), "the server or a stub is left"
+    assert process.stderr is not None and process.stderr.read() == "stopped\n"
+    assert not list(tmp_path.glob("gaitsdk-*"))
+
+
+def test_a_killed_server_is_reported_as_killed(settings: Settings, installation: Installation, tmp_path: Path) -> None:
+    process, group = serving(settings, tmp_path / "log")
+    os.kill(group, signal.SIGKILL)
+    assert process.wait(15) == 1
+    assert process.stderr is not None
+    assert "tritonserver was killed by signal 9" in process.stderr.read()
+    assert not members(group)
 
 
 def test_no_orphan_when_the_parent_is_killed(settings: Settings, installation: Installation, tmp_path: Path) -> None:
@@ -175,6 +190,25 @@ def test_no_orphan_when_the_parent_is_killed(settings: Settings, installation: I
     while members(group):
         assert time.monotonic() < deadline, f"still there: {members(group)}"
         time.sleep(0.2)
+    left = {each.name for each in tmp_path.glob("gaitsdk-*")}
+    assert {name.split("-")[1] for name in left} == {"models", "triton"}
+    again, _ = serving(settings, tmp_path / "log")
+    there = {each.name for each in tmp_path.glob("gaitsdk-*")}
+    assert len(there) == 2 and not there & left, "the next start removes what the killed one left"
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(15) == 0
+
+
+def test_only_what_the_dead_left_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"gaitsdk-models-{ended.pid}-a", f"gaitsdk-triton-{os.getpid()}-b", "gaitsdk-models-mine", "other"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / f"gaitsdk-shm-{ended.pid}-x").write_text("")
+    monkeypatch.setattr(leftovers.tempfile, "gettempdir", lambda: str(tmp_path))
+    leftovers.remove_leftovers()
+    kept = {f"gaitsdk-triton-{os.getpid()}-b", "gaitsdk-models-mine", "other"}
+    assert {each.name for each in tmp_path.iterdir()} == kept
 
 
 def test_it_listens_on_the_loopback_interface_only(server: TritonServer) -> None:

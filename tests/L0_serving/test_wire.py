@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gaitsdk import Recognizer
 from gaitsdk.errors import (
     BundleError,
+    CalibrationError,
     DeadlineExceededError,
     EmptyGalleryError,
     GaitError,
@@ -19,12 +22,14 @@ from gaitsdk.errors import (
     InputError,
     OptionError,
     QueueFullError,
+    RuntimeUnavailableError,
     ServerError,
     ServerUnavailableError,
     TooFewFramesError,
     UnknownIdentityError,
 )
-from gaitsdk.runtimes.transport import _typed
+from gaitsdk.runtimes import triton
+from gaitsdk.runtimes.transport import HttpTransport, _typed
 from gaitsdk.runtimes.wire import decode_error, encode_error
 
 
@@ -110,6 +115,70 @@ def test_the_token_is_sent_over_grpc() -> None:
     server.stop(None)
     assert seen == ["Bearer s3cret"]
     assert "s3cret" not in str(caught.value)
+
+
+def test_close_closes_the_connections_of_all_threads() -> None:
+    transport = HttpTransport("127.0.0.1:1", {})
+    with ThreadPoolExecutor(3) as pool:
+        together = threading.Barrier(3)
+
+        def open_one() -> Any:
+            together.wait(10)
+            return transport._server(1.0)
+
+        clients = [each.result() for each in [pool.submit(open_one) for _ in range(3)]]
+        assert len({id(each) for each in clients}) == 3
+        transport.close()
+    assert all(each._closed for each in clients)
+    with pytest.raises(RuntimeUnavailableError, match="connect again"):
+        transport._server(1.0)
+
+
+@pytest.mark.parametrize(
+    ("description", "kind"),
+    [(b"{}", ServerError), (b"[]", ServerError), (b"no JSON", ServerError)],
+    ids=["empty", "list", "text"],
+)
+def test_a_description_of_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, description: bytes, kind: type[GaitError]
+) -> None:
+    transport = Answering({"description": np.array([description], object)})
+    monkeypatch.setattr(triton, "open_transport", lambda url, token: transport)
+    with pytest.raises(kind, match="description"):
+        Recognizer.connect("here:1")
+    assert transport.closed
+
+
+class Answering:
+    """A transport that always gives the same answer."""
+
+    url, closed = "grpc://here:1", False
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.answer = answer
+
+    def infer(self, *arguments: Any) -> dict[str, Any]:
+        return self.answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("sent", [None, 0.12345678901234567, encode_error(CalibrationError("calibrated for K=3"))])
+def test_the_verification_threshold_arrives_as_number_or_error(
+    monkeypatch: pytest.MonkeyPatch, sent: float | str | None
+) -> None:
+    about = {"fingerprint": "f", "size": 64, "strips": 16, "dims": 8, "reranker": "none", "k": 0, "runtime": "onnx"}
+    about |= {"device": "cpu", "length_handling": "cyclic", "max_batch": 4, "verify_threshold": sent}
+    answer = {"description": np.array([json.dumps(about).encode()], object)}
+    monkeypatch.setattr(triton, "open_transport", lambda url, token: Answering(answer))
+    engine = triton.RemoteEngine("here:1")
+    if not isinstance(sent, str):
+        assert engine.verify_threshold() == sent
+        return
+    for _ in range(2):
+        with pytest.raises(CalibrationError, match="K=3"):
+            engine.verify_threshold()
 
 
 @pytest.mark.parametrize(

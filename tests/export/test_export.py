@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from gaitsdk.errors import BundleError, ExportError, OptionError
 from gaitsdk_export import bundles, parity
 from gaitsdk_export.cases import embedder_cases, reranker_cases
 from gaitsdk_export.cli import export as export_command
+from gaitsdk_export.cli import table
 from gaitsdk_export.parity import ParityError, Verdict, check
 
 torch = pytest.importorskip("torch")
@@ -310,6 +314,39 @@ def test_a_failing_export_does_not_touch_the_bundle(tmp_path, monkeypatch):
     outcome = RUN.invoke(command(), [str(bundle.path), "--to", "torchscript"])
     assert outcome.exit_code == 1
     assert "FAIL" in outcome.output
+
+
+@pytest.mark.usefixtures("few_cases")
+def test_export_replaces_a_damaged_artefact(tmp_path):
+    bundle = Bundle.create(tmp_path / "a.gait", backbone=tiny_model("gaitset"))
+    (first,) = export_bundle(bundle.path, ["torchscript"])
+    first.path.write_bytes(b"damaged")
+    with pytest.raises(BundleError):
+        Bundle.load(bundle.path)
+    (second,) = export_bundle(bundle.path, ["torchscript"])
+    assert second.verdict is Verdict.OK
+    assert Bundle.load(bundle.path).artefact("backbone", "torchscript").stat().st_size == second.size_bytes
+    (bundle.path / "backbone.safetensors").write_bytes(b"damaged")  # nothing can be exported from that
+    with pytest.raises(BundleError):
+        export_bundle(bundle.path, ["torchscript"])
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_the_table_fits_and_takes_any_path(width):
+    rows = [
+        bundles.ExportResult(network, kind, Path("x"), 123_456_789, "fp32", 1.2e-7, 0.9999999, 0.99, 1234.5, verdict,
+                             None, 1.0)
+        for network in ("backbone", "reranker")
+        for kind, verdict in (("onnx", Verdict.OK), ("torchscript", Verdict.SKIPPED))
+    ]  # fmt: skip
+    console = Console(width=width, file=io.StringIO())
+    console.print(table("/data/[/x]/[bold]a.gait", rows))
+    shown = console.file.getvalue()
+    assert "/data/[/x]/[bold]a.gait" in shown and "…" not in shown
+    assert all(len(line) <= width for line in shown.splitlines())
+    if width == 80:
+        for text in ("reranker.torchscript", "backbone.onnx", "123 ", "0.9999999", "1234.5", "SKIPPED"):
+            assert text in shown
 
 
 def test_unverified_export_says_so(tmp_path):

@@ -12,12 +12,15 @@ import numpy
 import pytest
 
 from gaitsdk.bundle import Bundle
+from gaitsdk.cli import main
 from gaitsdk.errors import ExportError, OptionError, ServerError
 from gaitsdk.models import create
 from gaitsdk.models.cargait import CarGait
 from gaitsdk_export.triton.config import Batching, ModelConfig, Step, Tensor, parse
 from gaitsdk_export.triton.installation import Installation, find_server
 from gaitsdk_export.triton.repository import Options, configurations, differences, render
+
+WITHOUT = Options(reranker="none")
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +71,8 @@ def test_unusable_text_is_refused(text: str) -> None:
 
 
 def test_the_ensemble_s_wires_all_lead_somewhere(bundle: Bundle, plain: Bundle) -> None:
-    for each in (bundle, plain):
-        models = {model.name: model for model in configurations(each)}
+    for each, options in ((bundle, Options()), (bundle, WITHOUT), (plain, WITHOUT)):
+        models = {model.name: model for model in configurations(each, options)}
         ensemble = models["identify"]
         known = {tensor.name: tensor for tensor in ensemble.inputs}
         for step in ensemble.steps:
@@ -102,11 +105,56 @@ def test_identify_has_the_contract_s_tensors(bundle: Bundle) -> None:
     assert outputs.items() >= expected.items()
 
 
-def test_a_bundle_without_reranker_has_no_rerank(plain: Bundle) -> None:
-    models = {each.name: each for each in configurations(plain)}
-    assert "rerank" not in models
-    assert [step.model for step in models["identify"].steps] == ["embed", "shortlist", "decide"]
-    assert "rerank_distance" not in [each.name for each in models["decide"].inputs]
+def test_without_reranker_there_is_no_rerank(bundle: Bundle, plain: Bundle) -> None:
+    for each in (bundle, plain):
+        models = {model.name: model for model in configurations(each, WITHOUT)}
+        assert "rerank" not in models
+        assert [step.model for step in models["identify"].steps] == ["embed", "shortlist", "decide"]
+        assert "rerank_distance" not in [tensor.name for tensor in models["decide"].inputs]
+        assert {models[name].parameters["reranker"] for name in ("shortlist", "decide", "gallery")} == {"none"}
+
+
+def test_a_reranker_that_the_bundle_lacks_is_refused_as_in_process(plain: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no CarGait weights"):
+        render(plain.path, tmp_path / "models")
+    with pytest.raises(OptionError, match="unknown re-ranker"):
+        render(plain.path, tmp_path / "models", Options(reranker="magic"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_deploy_takes_the_reranker(bundle: Bundle, plain: Bundle, tmp_path: Path) -> None:
+    out = str(tmp_path / "models")
+    assert deploy("--bundle", str(plain.path), "--out", out) == 2
+    assert deploy("--bundle", str(bundle.path), "--out", out, "--reranker", "none") == 0
+    assert not (tmp_path / "models" / "rerank").exists()
+    assert deploy("--bundle", str(bundle.path), "--out", out, "--reranker", "none", "--check") == 0
+    assert deploy("--bundle", str(bundle.path), "--out", out, "--check") == 1
+
+
+def deploy(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["deploy", *arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "file/models"])
+def test_a_place_that_cannot_be_written_is_named(
+    bundle: Bundle, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot be written"):
+        render(bundle.path, tmp_path / place)
+    assert deploy("--bundle", str(bundle.path), "--out", str(tmp_path / place)) == 1
+    assert "--out FOLDER" in " ".join(capsys.readouterr().err.split())
+
+
+def test_names_are_printed_as_they_are(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "[red]x[" / ":smile:[/b]"
+    assert deploy("--bundle", str(bundle.path), "--out", str(out)) == 0
+    assert f"rendered {out}" in capsys.readouterr().err.replace("\n", "")
+    (out / "[bold]").write_text("")
+    assert deploy("--bundle", str(bundle.path), "--out", str(out), "--check") == 1
+    assert "[bold]: unexpected" in capsys.readouterr().err
 
 
 def test_rendering_is_stable_and_has_no_path_and_no_weights(bundle: Bundle, tmp_path: Path) -> None:

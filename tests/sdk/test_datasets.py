@@ -199,6 +199,33 @@ def test_a_root_that_is_too_deep(root: Path, depth: int) -> None:
     assert len(SequenceTree(root)) == 8
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_no_folder_is_suggested_that_is_no_root(tmp_path: Path, depth: int) -> None:
+    flat = tmp_path / "home" / "someone" / "data" / "walks"
+    put(flat.joinpath(*["a"][:depth]), "x.npy", silhouettes())
+    (tmp_path / "home" / "another" / "mail").mkdir(parents=True)
+    (tmp_path / "home" / "someone" / "mail" / "new").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="wrong depth") as caught:
+        SequenceTree(flat)
+    assert str(caught.value).endswith("Fix: put the data into such folders")
+
+
+def test_jpeg_files_are_a_sequence_unless_they_lie_beside_data(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for view in ("000", "090", "180"):
+        folder = tmp_path / "001" / "nm-01" / view
+        folder.mkdir(parents=True)
+        for index, frame in enumerate(silhouettes()):
+            Image.fromarray(frame).save(folder / f"{index}.jpg")
+    put(tmp_path / "001" / "nm-01" / "090", "x.npy", silhouettes())
+    put(tmp_path / "001" / "nm-01" / "180", "x.png", silhouettes(2))
+    first, second, third = SequenceTree(tmp_path)
+    assert first.file() == first.path and first.load().shape == (4, 8, 6)
+    assert second.file().name == "x.npy"
+    assert np.array_equal(third.load(), silhouettes(2))
+
+
 @pytest.mark.parametrize("above", [1, 2])
 @pytest.mark.parametrize("wanted", [None, ["002"]])
 def test_a_root_that_is_too_high(tmp_path: Path, above: int, wanted: list[str] | None) -> None:

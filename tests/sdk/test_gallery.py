@@ -179,8 +179,24 @@ def test_bad_identities_are_refused(gallery, identity):
     assert gallery.count == 0
 
 
+@pytest.mark.parametrize(
+    ("identity", "says"),
+    [
+        (" Ann", "white space before or after"),
+        ("Ann\u00a0", "white space before or after"),
+        ("An\u200bn", "invisible format characters; got U\\+200B"),
+        ("\u202eAnn", "U\\+202E"),
+        ("\ufeffAnn", "U\\+FEFF"),
+    ],
+)
+def test_names_that_look_like_another_are_refused(gallery, identity, says):
+    with pytest.raises(InputError, match=says):
+        gallery.add(identity, maps(1)[0])
+    assert gallery.count == 0
+
+
 def test_identities_are_text_and_nothing_else(gallery):
-    names = ["../etc/passwd", "x" * 256, "'; DROP TABLE entries; --", "Zoë 🚶", "%s", " spaced "]
+    names = ["../etc/passwd", "x" * 256, "'; DROP TABLE entries; --", "Zoë 🚶", "%s", "two  words"]
     gallery.add_many(names, maps(len(names)))
     assert gallery.identities() == sorted(names)
     assert gallery.delete(identity=names[2]) == 1

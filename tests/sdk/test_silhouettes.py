@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaitsdk import errors, synthetic
-from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL
+from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL, noise_found
 from gaitsdk.resize import _taps, scale_and_centre
 from gaitsdk.silhouettes import (
     MAX_FRAMES,
@@ -332,16 +332,20 @@ BAD: dict[str, tuple[Any, type[errors.GaitError], str]] = {
     "no frames": (MASKS[:0], errors.NoFramesError, "no frame"),
     "one frame": (MASKS[:1], errors.TooFewFramesError, "1 of 1"),
     "four frames": (MASKS[:4], errors.TooFewFramesError, "5 or more"),
-    "100,000 frames": (np.broadcast_to(MASKS[:1], (100_000, 240, 320)), errors.TooManyFramesError, "cut the sequence"),
+    "100,000 frames": (np.broadcast_to(MASKS[:1], (100_000, 240, 320)), errors.TooManyFramesError, "cut the recording"),
     "100,000 in a list": ([MASKS[0]] * 100_000, errors.TooManyFramesError, "100000 frames"),
     "too many pixels": (np.broadcast_to(MASKS[:1, :1, :1], (1500, 3000, 3000)), errors.TooManyFramesError, "pixels"),
     "a huge frame": (np.broadcast_to(MASKS[:1, :1, :1], (9, 10_000, 10_000)), errors.SilhouetteShapeError, "too large"),
     "rank 2": (MASKS[0], errors.SilhouetteShapeError, "stack"),
-    "rank 4": (MASKS[..., None], errors.SilhouetteShapeError, "channel"),
+    "channel last": (MASKS[..., None], errors.SilhouetteShapeError, r"drop the last axis: masks\[\.\.\., 0\]"),
+    "channel second": (MASKS[:, None], errors.SilhouetteShapeError, r"masks\[:, 0\]"),
+    "colour": (np.zeros((8, 9, 9, 3), np.uint8), errors.SilhouetteShapeError, "colour images, not masks"),
+    "several sequences": (np.zeros((2, 8, 9, 9), np.uint8), errors.SilhouetteShapeError, "each by itself"),
+    "frames with a channel": ([MASKS[0][..., None]] * 8, errors.SilhouetteShapeError, r"frame\[\.\.\., 0\]"),
     "rank 5": (MASKS[None, None], errors.SilhouetteShapeError, "rank"),
     "rank 0": (np.float32(3), errors.SilhouetteShapeError, "rank"),
     "number": (7, errors.SilhouetteValueError, "int"),
-    "colour frames": ([np.zeros((9, 9, 3))] * 8, errors.SilhouetteShapeError, "frame 0"),
+    "colour frames": ([np.zeros((9, 9, 3))] * 8, errors.SilhouetteShapeError, "frame 0.*segment"),
     "height 0": (np.zeros((8, 0, 64), np.uint8), errors.SilhouetteShapeError, r"\[0, 64\]"),
     "width 0": (np.zeros((8, 64, 0), np.uint8), errors.SilhouetteShapeError, "too small"),
     "width 1": (np.ones((8, 64, 1), np.uint8), errors.SilhouetteShapeError, "too small"),
@@ -358,7 +362,11 @@ BAD: dict[str, tuple[Any, type[errors.GaitError], str]] = {
     "strings": (np.array([[["a"] * 3] * 3] * 8), errors.SilhouetteValueError, "<U1"),
     "ragged": ([[[1, 2], [3]]] * 8, errors.SilhouetteValueError, "frame 0"),
     "dict": ({"a": 1}, errors.SilhouetteValueError, "dict"),
-    "generator": ((frame for frame in MASKS), errors.SilhouetteValueError, "object|generator"),
+    "generator": ((frame for frame in MASKS), errors.SilhouetteValueError, r"pass list\("),
+    "map": (map(np.asarray, MASKS), errors.SilhouetteValueError, r"map.*pass list\("),
+    "empty text": ("", errors.SilhouetteError, "path is empty"),
+    "empty path": (Path(""), errors.SilhouetteError, r"path is empty.*Path\.cwd"),
+    "noise": (np.random.default_rng(0).random((30, 64, 64)) > 0.6, errors.SilhouetteValueError, "show noise"),
     "masked": (np.ma.masked_array(MASKS, MASKS > 0), errors.SilhouetteValueError, "filled"),
     "all zero": (np.zeros_like(MASKS), errors.NoFramesError, "8 empty"),
     "all ones": (np.full_like(MASKS, 255), errors.PolarityError, "8 of 8"),
@@ -378,7 +386,7 @@ BAD: dict[str, tuple[Any, type[errors.GaitError], str]] = {
     "missing": (Path("no/such/folder"), errors.SilhouetteError, "no such"),
     "missing image": (["no.png"] * 8, errors.SilhouetteError, "no.png"),
     "unknown file": (Path(__file__), errors.SilhouetteError, "not a sequence"),
-    "folder without images": (Path(__file__).parent, errors.NoFramesError, "PNG"),
+    "folder without images": (Path(__file__).parent, errors.NoFramesError, "no image file"),
 }
 
 
@@ -508,3 +516,59 @@ def test_load_sequence_keeps_masks_and_refuses_different_sizes() -> None:
     np.testing.assert_array_equal(load_sequence((MASKS > 0).astype(np.uint8)), MASKS)
     with pytest.raises(errors.SilhouetteShapeError, match="normalise"):
         load_sequence([MASKS[0], MASKS[1, 1:]])
+
+
+def test_a_folder_of_jpeg_files_and_previews_beside_png_files(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for suffix in ("jpg", "JPEG", "bmp"):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        for index, mask in enumerate(MASKS):
+            Image.fromarray(mask).save(folder / f"{index}.{suffix}", quality=95)
+        listed = normalise([folder / f"{index}.{suffix}" for index in range(8)])
+        np.testing.assert_array_equal(normalise(folder).silhouettes, listed.silhouettes)
+    for index, mask in enumerate(MASKS):
+        Image.fromarray(mask).save(tmp_path / f"{index}.png")
+        Image.fromarray(255 - mask).save(tmp_path / f"preview{index}.jpg")
+    np.testing.assert_array_equal(normalise(tmp_path).silhouettes, EXPECTED)
+
+
+def test_a_dot_is_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert normalise(".").report.kept == normalise(Path.cwd()).report.kept == 11
+
+
+@pytest.mark.parametrize("density", [0.03, 0.1, 0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("shape", [(10, 64, 64), (10, 120, 160), (10, 64, 44)])
+def test_noise_is_no_walk(density: float, shape: tuple[int, ...]) -> None:
+    masks = np.random.default_rng(1).random(shape) < density
+    masks[:, [0, -1]] = False  # so that nobody takes it for inverted
+    masks[:, :, [0, -1]] = False
+    with pytest.raises(errors.SilhouetteValueError, match="show noise, not a person"):
+        prepare(masks)
+    assert normalise(masks, check_noise=False).report.kept == 10
+
+
+def test_people_are_far_from_noise(shared_dir: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("unpack", shared_dir / "data" / "cmu_walks" / "unpack.py")
+    assert spec is not None and spec.loader is not None
+    unpack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(unpack)
+    _, walks, _ = unpack.load(shared_dir / "data" / "cmu_walks" / "cmu_walks.npz")
+    assert len(walks) == 814 and all(noise_found(walk) is None for walk in walks)
+
+
+@pytest.mark.parametrize("kind", synthetic.TYPES)
+def test_noisy_synthetic_walkers_are_people(kind: str) -> None:
+    for view in ("000", "054", "090", "180"):
+        walk = synthetic.sequence(5, kind, view, frames=8, noise=1.0)
+        np.testing.assert_array_equal(prepare(walk).silhouettes, walk)
+
+
+def test_a_few_frames_of_noise_are_no_reason() -> None:
+    noise = (np.random.default_rng(0).random((1, 64, 64)) > 0.7) * np.uint8(255)
+    assert noise_found(np.concatenate([WALK, noise])) is None and noise_found(noise) is not None
+    assert noise_found(np.zeros((0, 64, 64), np.uint8)) is None and noise_found(np.zeros((3, 8, 8), np.uint8)) is None

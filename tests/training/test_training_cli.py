@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -151,6 +157,14 @@ def test_evaluate_refuses_bad_input_without_traceback(
     [
         ({"learning_rate": 1}, "learning_rate"),
         ({"steps": "many"}, "wrong type"),
+        ({"p": "x"}, ": p: a value of the wrong type; got 'x' (a string); expected an integer. Fix: correct p"),
+        ({"k": 2.5}, ": k: a value of the wrong type; got 2.5 (a number); expected an integer"),
+        ({"lr": True}, ": lr: a value of the wrong type"),
+        ({"ema": "x"}, "expected a number or null"),
+        ({"lr": float("nan")}, ": lr: not a finite number"),
+        ({"augmentation": {"flip": "x"}}, "augmentation: flip: a value of the wrong type"),
+        ({"options": []}, "expected an object"),
+        ({"augmentation": 3}, "expected an object"),
         ({"augmentation": {"blur": 1}}, "blur"),
         ({"model": "gaitbose"}, "gaitbase"),
         ({"p": 50}, "p=50"),
@@ -165,6 +179,7 @@ def test_train_refuses_bad_configurations(
     code = call("train", "backbone", "--data", tree, "--out", tmp_path / "run", "--config", path)
     error = capfd.readouterr().err
     assert code in (1, 2) and message in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_configurations_come_from_files_and_options(tmp_path: Path) -> None:
@@ -185,3 +200,101 @@ def test_options_left_out_are_the_librarys_defaults() -> None:
     verb_defaults = inspect.signature(cli.evaluate).parameters
     assert verb_defaults["protocol"].default == library["protocol"].default
     assert np.isclose(RerankerTraining().k, library["k"].default)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda:99"], "device: there is no such device; got 'cuda:99'"),
+        (["--device", "gpu"], "expected auto, cpu or cuda:N"),
+        (["--device", "mps"], "unknown device"),
+        (["--validation", "2"], "--validation: not a share of the identities; got 2.0"),
+        (["--validation", "0"], "--validation"),
+        (["--validation", "nan"], "--validation"),
+        (["--minutes", "-1"], "max_minutes"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["backbone", "reranker"])
+def test_train_refuses_bad_options(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    chain: Path,
+    tree: Path,
+    verb: str,
+    options: list[str],
+    message: str,
+) -> None:
+    base = ["--bundle", chain / "one" / "model.gait"] if verb == "reranker" else []
+    capfd.readouterr()
+    assert call("train", verb, "--data", tree, "--out", tmp_path / "run", *base, *options) == 2
+    error = capfd.readouterr().err
+    assert message in error and "Traceback" not in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("below", [(), ("run",)])
+def test_train_refuses_a_file_as_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], tree: Path, below: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert call("train", "backbone", "--data", tree, "--out", (tmp_path / "file").joinpath(*below)) == 2
+    error = capfd.readouterr().err
+    assert f"{tmp_path / 'file'}: is a file, not a folder" in error and "--out" in error
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_ctrl_c_keeps_the_run(tree: Path, tmp_path: Path) -> None:
+    config = {"options": TINY, "p": 3, "k": 2, "frames": 3, "validate_every": 10**6, "checkpoint_every": 10**6}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "log_every": 1, "device": "cpu"}))
+    run = tmp_path / "run"
+    options = ["--data", tree, "--config", tmp_path / "config.json", "--validation", "0.3", "--out", run]
+    command = [sys.executable, "-m", "gaitsdk.cli", "train", "backbone", *map(str, options), "--steps"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "1000000"], stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while not (run / "log.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    found = re.search(r"stopped at step (\d+); run the same command to go on", error)
+    assert process.returncode == 130 and found and "Traceback" not in error
+    step = int(found[1])
+    assert [each.name for each in run.glob("checkpoint-*")] == [f"checkpoint-{step:07d}"]
+    arguments = [str(each) for each in (*options, "--steps", step + 2, "--json")]
+    assert call("train", "backbone", *arguments) == 0
+    steps = [line["step"] for line in map(json.loads, (run / "log.jsonl").read_text().splitlines())]
+    assert sorted(set(steps)) == list(range(1, step + 3))  # it went on; it did not begin again
+    assert Bundle.load(run / "model.gait").manifest.training["steps"] == step + 2
+
+
+def test_ctrl_c_before_training_says_so(
+    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_load", interrupted)
+    assert call("train", "backbone", "--data", tree, "--out", tmp_path / "run", "--device", "cpu") == 130
+    assert "no checkpoint was written now" in capfd.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_short_runs_are_told_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._report({"bundle": "[/x].gait"}, 0.052, False)
+    assert capsys.readouterr().out == "bundle: [/x].gait\ntime: 3.1 s\n"
+    cli._report({}, 12.34, False)
+    assert capsys.readouterr().out == "time: 12.3 min\n"
+    cli._report({}, 0.0012, True)
+    assert json.loads(capsys.readouterr().out) == {"minutes": 0.0012}
+
+
+def test_columns_and_names_of_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    keys = ("rank1_initial", "rank1", "rank5_initial", "rank5")
+    figures = {f"{key}{part}": float(index) for index, key in enumerate(keys) for part in ("", "/[red]")}
+    about = {"sequences": 1, "runtime": "torch", "device": "cpu", "reranker": "cargait", "protocol": "casiab"}
+    cli._print({**about, "figures": figures, "gain": None, "missing": ["[/y]"], "skipped": []})
+    shown = capsys.readouterr().out
+    places = [shown.index(name) for name in ("Rank-1 initial", "Rank-1 ", "Rank-5 initial", "Rank-5 ")]
+    places[1], places[3] = shown.index("Rank-1", places[0] + 6), shown.index("Rank-5", places[2] + 6)
+    assert places == sorted(places)
+    row = next(line for line in shown.splitlines() if "[red]" in line)
+    assert re.findall(r"\d\.00", row) == ["0.00", "1.00", "2.00", "3.00"] and "[/y]" in shown

@@ -21,6 +21,7 @@ from gaitsdk.models import GaitModel, create, model_class
 from gaitsdk_training.checkpoints import Run
 from gaitsdk_training.data import SAMPLING, Augmentation, PxKSampler, SequenceDataset, augment, load_batch, to_input
 from gaitsdk_training.features import cross_view_rank1, embed_dataset, pick_device, state_on_cpu
+from gaitsdk_training.interruption import StopRequest, TrainingStopped, ctrl_c_requests_a_stop
 from gaitsdk_training.losses import cross_entropy, triplet_info
 from gaitsdk_training.schedule import SCHEDULES, Budget, rate_factor
 
@@ -150,13 +151,17 @@ def train_backbone(
 
     Raises:
         TrainingError: the loss is not finite (the last checkpoint stays), or too few identities.
-        OptionError: an impossible configuration, or `out` belongs to another run.
+        OptionError: an impossible configuration, or `out` belongs to another run. Nothing is written then.
+        TrainingStopped: Ctrl-C; a checkpoint was written, and the same call goes on from there.
     """
     described = {**asdict(config), "classes": len(dataset.classes), "sequences": len(dataset)}
     run = Run(out, described, resume=resume, flexible=_FLEXIBLE)
     # The caller's random state stays as it was; network initialisation and dropout draw from the global one.
     with torch.random.fork_rng(devices=_cuda_devices(config.device)):
-        return _Loop(dataset, config, run, validation).train(progress)
+        loop = _Loop(dataset, config, run, validation)
+        run.begin()
+        with ctrl_c_requests_a_stop() as stop:
+            return loop.train(progress, stop)
 
 
 def load_best(out: str | os.PathLike[str]) -> GaitModel:
@@ -191,7 +196,7 @@ class _Loop:
         elapsed = self._resume()
         self.budget = Budget(config.steps, config.max_minutes, elapsed)
 
-    def train(self, progress: Progress | None) -> BackboneResult:
+    def train(self, progress: Progress | None, stop: StopRequest) -> BackboneResult:
         config = self.config
         while (done := self.budget.progress(self.step)) < 1.0:
             report = self._one_step(done)
@@ -203,6 +208,9 @@ class _Loop:
                 self._checkpoint()
             if progress is not None:
                 progress(self.budget.progress(self.step), report)
+            if stop.requested:
+                self._checkpoint()
+                raise TrainingStopped(self.step, self.run.path)
         if self.validated != self.step:
             self._validate()
         self._checkpoint()

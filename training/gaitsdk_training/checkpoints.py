@@ -25,25 +25,25 @@ _PREFIX = "checkpoint-"
 
 
 class Run:
-    """The folder of one run.
+    """The folder of one run. It is looked at first; nothing is written before `begin`.
 
     Args:
-        out: the folder; made where it is missing.
+        out: the folder; made by `begin` where it is missing.
         config: what the run is, JSON-able. A folder that holds another run is refused.
         resume: continue what is there; False refuses a folder that holds a checkpoint.
         flexible: keys of `config` that may change when a run is continued (how long it is to take, for example).
 
     Raises:
-        OptionError: the folder belongs to another run, or to this one and resume is False.
+        OptionError: it is no folder, belongs to another run, or to this one and resume is False.
     """
 
     def __init__(
         self, out: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool, flexible: tuple[str, ...] = ()
     ) -> None:
         self.path = Path(out)
-        self.path.mkdir(parents=True, exist_ok=True)
+        check_folder(self.path)
         self._flexible = flexible
-        plain = json.loads(json.dumps(dict(config)))
+        self._config = plain = json.loads(json.dumps(dict(config)))
         found = self._read_config()
         if found is not None and not resume and self.newest() is not None:
             raise OptionError(
@@ -51,7 +51,23 @@ class Run:
             )
         if found is not None and resume and self.newest() is not None:
             self._compare(found, plain)
-        _write_json(self.path / "config.json", plain)
+
+    def begin(self) -> None:
+        """Makes the folder and writes the configuration; call it when nothing speaks against the run any more.
+
+        Raises:
+            OptionError: the folder cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_json(self.path / "config.json", self._config)
+        except OSError as error:
+            raise OptionError(
+                "the run's folder cannot be written",
+                where=str(self.path),
+                got=str(error),
+                fix="choose another folder with --out",
+            ) from error
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -145,6 +161,20 @@ class Run:
                 expected=", ".join(f"{key}={found.get(key)!r}" for key in changed),
                 fix="choose another folder, or resume with the same configuration",
             )
+
+
+def check_folder(path: Path) -> None:
+    """Refuses with OptionError what can never be the folder of a run: a file, or something below a file."""
+    for each in (path, *path.parents):
+        if each.exists():
+            if not each.is_dir():
+                raise OptionError(
+                    "is a file, not a folder",
+                    where=str(each),
+                    expected="a folder for the run, which may not exist yet",
+                    fix="choose another folder with --out",
+                )
+            return
 
 
 def _replace(work: Path, target: Path) -> None:

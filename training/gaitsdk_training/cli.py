@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from gaitsdk.errors import MissingDependencyError
 
@@ -63,6 +64,7 @@ def train_backbone(
     from gaitsdk.models import model_class
     from gaitsdk_training import backbone
     from gaitsdk_training.configuration import read_config
+    from gaitsdk_training.features import pick_device
 
     chosen = read_config(
         backbone.BackboneTraining,
@@ -74,8 +76,10 @@ def train_backbone(
         seed=seed,
         device=device,
     )
+    _check_before_reading(out, validation)
+    pick_device(chosen.device)  # an impossible one is refused before the data are read
     size = int(model_class(chosen.model).Options.parse(chosen.model, chosen.options).size[0])
-    with _bars(as_json) as bar:
+    with _interruptible(), _bars(as_json) as bar:
         training, held_out = _load(data, partition, size, bar("reading")).split(validation)
         result = backbone.train_backbone(
             training, chosen, out, validation=held_out, resume=resume, progress=_steps(bar("training"))
@@ -88,7 +92,7 @@ def train_backbone(
         "validation_rank1": result.rank1,
     }
     bundle = Bundle.create(out / "model.gait", backbone=result.model, licence=licence, training=notes, overwrite=True)
-    _report({"bundle": str(bundle.path), **notes, "minutes": round(result.minutes, 2)}, as_json)
+    _report({"bundle": str(bundle.path), **notes}, result.minutes, as_json)
 
 
 @train.command("reranker")
@@ -122,9 +126,10 @@ def train_reranker(
     chosen = read_config(
         reranker.RerankerTraining, config, steps=steps, max_minutes=minutes, lr=lr, seed=seed, device=device
     )
+    _check_before_reading(out, validation)
     base = Bundle.load(bundle)
     backbone: Any = base.build_backbone().to(pick_device(chosen.device))
-    with _bars(as_json) as bar:
+    with _interruptible(), _bars(as_json) as bar:
         parts = _load(data, partition, base.size, bar("reading")).split(validation)
         sets = []
         for name, part in zip(("embedding", "embedding (validation)"), parts, strict=True):
@@ -157,7 +162,7 @@ def train_reranker(
         training={**base.manifest.training, "reranker": notes},
         overwrite=True,
     )
-    _report({"bundle": str(written.path), **notes, "minutes": round(result.minutes, 2)}, as_json)
+    _report({"bundle": str(written.path), **notes}, result.minutes, as_json)
 
 
 def evaluate(
@@ -223,16 +228,21 @@ def _print(report: dict[str, Any]) -> None:
     about = (
         f"{report['sequences']} sequences; {report['runtime']} on {report['device']}, re-ranker {report['reranker']}"
     )
-    table = Table(title=f"{report['protocol']}, identical views excluded, percent", caption=about)
+    # Text and not markup: names of folders and runtimes may hold brackets.
+    table = Table(title=Text(f"{report['protocol']}, identical views excluded, percent"), caption=Text(about))
     columns = {"Rank-1": "rank1", "Rank-5": "rank5"}
     if reranked:
-        columns = {"Rank-1 initial": "rank1_initial", **columns, "Rank-5 initial": "rank5_initial"}
+        columns = {
+            name: key
+            for rank in (1, 5)
+            for name, key in ((f"Rank-{rank} initial", f"rank{rank}_initial"), (f"Rank-{rank}", f"rank{rank}"))
+        }
     table.add_column("condition")
     for name in columns:
         table.add_column(name, justify="right")
     conditions = [key.removeprefix("rank1/") for key in figures if key.startswith("rank1/") and key.count("/") == 1]
     for condition in conditions:
-        table.add_row(condition, *(f"{figures[f'{key}/{condition}']:.2f}" for key in columns.values()))
+        table.add_row(Text(condition), *(f"{figures[f'{key}/{condition}']:.2f}" for key in columns.values()))
     table.add_row("mean", *(f"{figures[key]:.2f}" for key in columns.values()))
     console = Console()
     console.print(table)
@@ -240,9 +250,8 @@ def _print(report: dict[str, Any]) -> None:
         interval = f"95 % interval {gain['low']:+.2f} to {gain['high']:+.2f}"
         console.print(f"Rank-1 gain over all rankings {gain['mean']:+.2f} points, {interval}", highlight=False)
     if report["missing"]:
-        console.print(
-            f"identities of the partition that the tree has not: {', '.join(report['missing'])}", highlight=False
-        )
+        missing = ", ".join(report["missing"])
+        console.print(f"identities of the partition that the tree has not: {missing}", highlight=False, markup=False)
     for each in report["skipped"]:
         console.print(f"skipped {each['sequence']}: {each['reason']}", highlight=False, markup=False)
 
@@ -272,13 +281,36 @@ def _steps(update: Callable[[int, int], None]) -> Callable[[float, dict[str, Any
     return lambda share, report: update(round(1000 * min(share, 1.0)), 1000)
 
 
-def _report(values: dict[str, Any], as_json: bool) -> None:
+def _report(values: dict[str, Any], minutes: float, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(values))
+        typer.echo(json.dumps({**values, "minutes": round(minutes, 4)}))
         return
     console = Console()
-    for name, value in values.items():
+    time = f"{60 * minutes:.1f} s" if minutes < 2 else f"{minutes:.1f} min"
+    for name, value in {**values, "time": time}.items():
         console.print(f"{name.replace('_', ' ')}: {value}", highlight=False, markup=False)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the verb with exit code 130 and one line that says what is kept."""
+    from gaitsdk_training.interruption import TrainingStopped
+
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        step = stopped.step if isinstance(stopped, TrainingStopped) else None
+        what = "stopped, no checkpoint was written now" if step is None else f"stopped at step {step}"
+        typer.echo(f"{what}; run the same command to go on", err=True)
+        raise typer.Exit(130) from stopped
+
+
+def _check_before_reading(out: Path, validation: float) -> None:
+    from gaitsdk_training.checkpoints import check_folder
+    from gaitsdk_training.data import check_share
+
+    check_share(validation, "--validation")
+    check_folder(out)
 
 
 def _need_torch() -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from gaitsdk.errors import OptionError
 
 ConfigT = TypeVar("ConfigT")
+
+#: How a message names the type of a field.
+_NAMES = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    dict: "an object",
+    list: "a list",
+}
 
 
 def read_config(cls: type[ConfigT], path: str | os.PathLike[str] | None = None, **overrides: Any) -> ConfigT:
@@ -33,7 +44,7 @@ def make_config(cls: type[ConfigT], values: dict[str, Any], where: str) -> Confi
     """The dataclass from plain values; a nested `augmentation` may be a dict.
 
     Raises:
-        OptionError: an unknown field or an impossible value.
+        OptionError: an unknown field, a value of the wrong type, or an impossible one.
     """
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(known)):
@@ -42,10 +53,30 @@ def make_config(cls: type[ConfigT], values: dict[str, Any], where: str) -> Confi
         from gaitsdk_training.data import Augmentation
 
         values = {**values, "augmentation": make_config(Augmentation, values["augmentation"], f"{where}: augmentation")}
-    try:
-        return cls(**values)
-    except TypeError as error:  # a string where a number belongs
-        raise OptionError("a field has a value of the wrong type", where=where, got=str(error)) from error
+    types = get_type_hints(cls)
+    for name, value in values.items():
+        _check_type(name, value, types[name], where)
+    return cls(**values)
+
+
+def _check_type(name: str, value: Any, annotation: Any, where: str) -> None:
+    """Refuses with OptionError a value that is not of the field's type; integers are numbers, booleans are not."""
+    allowed = tuple(getattr(each, "__origin__", each) for each in get_args(annotation) or (annotation,))
+    if getattr(annotation, "__origin__", None) in (dict, list, tuple):  # dict[str, Any]: its arguments are no choices
+        allowed = (annotation.__origin__,)
+    accepted = (*allowed, int) if float in allowed else allowed
+    right = isinstance(value, accepted) and (bool in allowed or not isinstance(value, bool))
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if right and finite:
+        return
+    names = [_NAMES.get(each, "an object" if dataclasses.is_dataclass(each) else "null") for each in allowed]
+    raise OptionError(
+        "a value of the wrong type" if finite else "not a finite number",
+        where=f"{where}: {name}",
+        got=f"{value!r} ({_NAMES.get(type(value), type(value).__name__)})",
+        expected=" or ".join(names),
+        fix=f"correct {name}",
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

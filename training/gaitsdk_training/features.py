@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from gaitsdk.distance import pairwise
-from gaitsdk.errors import DatasetError
+from gaitsdk.errors import DatasetError, OptionError
 from gaitsdk.models import GaitModel
 from gaitsdk_training.data import SequenceDataset, to_input
 
@@ -19,6 +19,7 @@ Progress = Callable[[int, int], None]
 
 #: Sequences that are handed to the backbone in one call; it chunks their frames itself.
 _BATCH = 16
+_DEVICES = "auto, cpu or cuda:N"
 
 
 def embed_dataset(
@@ -85,10 +86,32 @@ def cross_view_rank1(features: ArrayLike, dataset: SequenceDataset) -> float:
 
 
 def pick_device(device: str) -> torch.device:
-    """ "auto" = the first GPU, else the CPU."""
+    """ "auto" = the first GPU, else the CPU.
+
+    Raises:
+        OptionError: no device is called so, or this PyTorch or machine does not have it.
+    """
     if device == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise OptionError(
+            "unknown device", where="device", got=repr(device), expected=_DEVICES, fix="use --device auto"
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        found = ", ".join(f"cuda:{index}" for index in range(count)) or "no GPU"
+        raise OptionError(
+            "there is no such device",
+            where="device",
+            got=f"{device!r}; PyTorch {torch.__version__} finds {found}",
+            expected=_DEVICES,
+            fix="use --device auto or cpu" + ("" if count else ", or install a PyTorch that is built for your GPU"),
+        )
+    return chosen
 
 
 def state_on_cpu(model: torch.nn.Module) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from gaitsdk.models.cargait import CarGait
 from gaitsdk_training.checkpoints import Run
 from gaitsdk_training.data import PxKSampler
 from gaitsdk_training.features import pick_device, state_on_cpu
+from gaitsdk_training.interruption import StopRequest, TrainingStopped, ctrl_c_requests_a_stop
 from gaitsdk_training.list_validation import ListValidation
 from gaitsdk_training.lists import ListSet, RankedLists, build_lists
 from gaitsdk_training.losses import cross_entropy, ranking_loss
@@ -157,6 +158,7 @@ def train_reranker(
     Raises:
         TrainingError: the loss is not finite, or fewer identities than a step takes.
         InputError: D and D_val have different feature shapes. OptionError: the folder of another run.
+        TrainingStopped: Ctrl-C; a checkpoint was written, and the same call goes on from there.
     """
     if training.features.shape[1:] != validation.features.shape[1:]:
         raise InputError(
@@ -168,7 +170,10 @@ def train_reranker(
     run = Run(out, described, resume=resume, flexible=_FLEXIBLE)
     device = pick_device(config.device)
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-        return _Loop(training, validation, config, run, device).train(progress)
+        loop = _Loop(training, validation, config, run, device)
+        run.begin()
+        with ctrl_c_requests_a_stop() as stop:
+            return loop.train(progress, stop)
 
 
 def load_best(out: str | os.PathLike[str]) -> CarGait:
@@ -222,7 +227,7 @@ class _Loop:
         elapsed = self._resume()
         self.budget = Budget(config.steps, config.max_minutes, elapsed)
 
-    def train(self, progress: Progress | None) -> RerankerResult:
+    def train(self, progress: Progress | None, stop: StopRequest) -> RerankerResult:
         config = self.config
         if not self.best:
             self._validate()
@@ -236,6 +241,9 @@ class _Loop:
                 self._checkpoint()
             if progress is not None:
                 progress(self.budget.progress(self.step), report)
+            if stop.requested:
+                self._checkpoint()
+                raise TrainingStopped(self.step, self.run.path)
         if self.validated != self.step:
             self._validate()
         self._checkpoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gaitsdk.errors import EmptyGalleryError, ServerError
+from gaitsdk.errors import EmptyGalleryError, OptionError, ServerError
 from gaitsdk_export.triton.backend import Settings
 from gaitsdk_export.triton.installation import Installation, find_server
+from gaitsdk_export.triton.leftovers import make_folder, prefix, remove_leftovers
 
 if TYPE_CHECKING:
     from gaitsdk.runtimes.triton import RemoteEngine
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 #: Seconds for the models to load, and for requests in flight to finish when the server is told to stop.
 START_TIMEOUT = 120.0
 DRAIN_TIMEOUT = 8
+#: Seconds that a server which is stopping may outlive the processes of its models.
+ENDING = 2.0
 #: Before this version the Python backend sends zero bytes for every NumPy 2 array (python_backend pull request 384).
 NUMPY2_SINCE = (2, 53)
 #: Never needed here: both front ends refuse them without a key that nobody knows.
@@ -62,6 +65,9 @@ class TritonServer:
         log: file for the server's output; by default one that goes away with the server.
         installation: which tritonserver; by default `find_server()`.
 
+    Raises:
+        OptionError: ports that cannot be, or a log that cannot be written. ServerError: a port is taken.
+
     Raises (on entering):
         ServerError: it cannot be started, does not get ready in time, or answers wrongly; with the end of its log.
     """
@@ -80,13 +86,13 @@ class TritonServer:
     ) -> None:
         self.repository, self.settings, self.host = Path(repository), settings, host
         self.http_port, self.grpc_port, self.metrics_port = _ports(host, http_port, grpc_port, metrics_port)
-        self._log = None if log is None else Path(log)
+        self._log = None if log is None else _writable(Path(log))
         self._installation = installation
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._processes = 0
         # The name of the shared memory between models and stubs, so that what a killed server leaves can be removed.
-        self._shared_memory = f"gaitsdk_{secrets.token_hex(6)}_"
+        self._shared_memory = f"{prefix('shm')}{secrets.token_hex(6)}-"
 
     @property
     def grpc_url(self) -> str:
@@ -107,7 +113,8 @@ class TritonServer:
         """What entering the context does."""
         installation = self._installation or find_server()
         check_repository(self.repository)
-        self._folder = Path(tempfile.mkdtemp(prefix="gaitsdk-triton-"))
+        remove_leftovers()
+        self._folder = make_folder("triton")
         try:
             arguments, environment = installation.arrange(self._folder)
             command = [str(installation.executable), *arguments, *self._arguments()]
@@ -125,6 +132,14 @@ class TritonServer:
             self._refuse_numpy2()
             self._canary()
             self._processes = len(_members(self.pid))
+        except OSError as error:
+            self.stop()
+            raise ServerError(
+                "tritonserver cannot be started",
+                where=str(installation.executable),
+                got=str(error),
+                fix="make room in the temporary folder, or set TMPDIR to another",
+            ) from error
         except BaseException:
             self.stop()
             raise
@@ -159,6 +174,8 @@ class TritonServer:
         process = self._running()
         while process.poll() is None:
             if len(_members(process.pid)) < self._processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(ENDING)  # it is stopping, and they stopped first
                 raise ServerError("the process of a model died", where=str(self.repository), fix="start it again")
             time.sleep(0.2)
         return process.returncode
@@ -211,8 +228,10 @@ class TritonServer:
         while self._get("/v2/health/ready") is None:
             code = process.poll()
             if code is not None or time.monotonic() > deadline:
-                what = "tritonserver did not get ready" if code is None else f"tritonserver ended with code {code}"
-                raise ServerError(what, where=str(self.repository), got=f"the end of its log:\n{self._reason()}\n")
+                what = "did not get ready" if code is None else ending(code)
+                raise ServerError(
+                    f"tritonserver {what}", where=str(self.repository), got=f"the end of its log:\n{self._reason()}\n"
+                )
             time.sleep(0.1)
 
     def _reason(self) -> str:
@@ -256,7 +275,7 @@ class TritonServer:
                 "embed gave no usable features", got=str(features.shape), expected=f"[1, {about.strips}, {about.dims}]"
             )
         try:
-            answers = engine.identify([sequence], 1, about.k, None)
+            answers = engine.identify([sequence], 1, about.k, 0.0)  # a calibration may not fit this re-ranker
         except EmptyGalleryError:
             return
         if answers.fingerprint != about.fingerprint:
@@ -278,6 +297,8 @@ class TritonServer:
 
 def check_repository(repository: Path) -> None:
     """Refuses folders that stop a server from loading the rest, with a message that Triton's own lacks."""
+    if not repository.is_dir():
+        raise ServerError("no such model repository", where=str(repository), fix="gaitsdk deploy --out REPOSITORY")
     stray = [each.name for each in repository.iterdir() if each.is_dir() and not (each / "config.pbtxt").is_file()]
     if stray:
         raise ServerError(
@@ -288,12 +309,35 @@ def check_repository(repository: Path) -> None:
         )
 
 
+def ending(code: int) -> str:
+    """How a process ended, in words."""
+    return f"was killed by signal {-code}" if code < 0 else f"ended by itself with code {code}"
+
+
+def _writable(log: Path) -> Path:
+    try:
+        with log.open("ab"):
+            return log
+    except OSError as error:
+        raise OptionError(
+            "the log cannot be written", where=str(log), got=error.strerror, fix="name a file in a folder that is there"
+        ) from error
+
+
 def _ports(host: str, *wanted: int) -> tuple[int, ...]:
     """The ports, with free ones in the place of zeros; all of them are open for us at this moment.
 
     Raises:
-        ServerError: a port is taken.
+        OptionError: not a port, or twice the same. ServerError: a port is taken.
     """
+    named = [port for port in wanted if port]
+    if len(set(named)) < len(named) or not all(0 <= port <= 65535 for port in wanted):
+        raise OptionError(
+            "HTTP, gRPC and metrics need a port each",
+            where="ports",
+            got=", ".join(map(str, wanted)),
+            expected="different numbers from 1 to 65535, or 0 for any free one",
+        )
     sockets, ports = [], []
     try:
         for port in wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gaitsdk_training.data.augmentation import Augmentation, augment
-from gaitsdk_training.data.dataset import SequenceDataset
+from gaitsdk_training.data.dataset import SequenceDataset, check_share
 from gaitsdk_training.data.frames import SAMPLING, frame_indices, load_batch, to_input
 from gaitsdk_training.data.sampler import PxKSampler
 from gaitsdk_training.data.sources import from_synthetic, from_tree
@@ -14,6 +14,7 @@ __all__ = [
     "PxKSampler",
     "SequenceDataset",
     "augment",
+    "check_share",
     "frame_indices",
     "from_synthetic",
     "from_tree",

@@ -8,9 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gaitsdk.errors import DatasetError, InputError
+from gaitsdk.errors import DatasetError, InputError, OptionError
 
 Silhouettes = NDArray[np.uint8]
+
+
+def check_share(value: float, where: str) -> None:
+    """Refuses with OptionError a share of the identities that is not between 0 and 1, both exclusive."""
+    if not 0.0 < value < 1.0:
+        raise OptionError(
+            "not a share of the identities",
+            where=where,
+            got=value,
+            expected="more than 0 and less than 1 (at least two identities validate)",
+            fix="use 0.1 for a tenth",
+        )
 
 
 class SequenceDataset:
@@ -96,8 +108,10 @@ class SequenceDataset:
         """Training and validation parts: the last `fraction` of the identities validate (CarGait, section 4.3).
 
         Raises:
+            OptionError: the fraction is not between 0 and 1.
             DatasetError: too few identities for at least two on either side.
         """
+        check_share(fraction, "fraction")
         held_out = max(2, round(len(self.classes) * fraction))
         if len(self.classes) - held_out < 2:
             raise DatasetError(
