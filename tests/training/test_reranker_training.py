@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from gaitsdk.distance import paired
 from gaitsdk.errors import InputError, OptionError, TrainingError
 from gaitsdk.models.cargait import CarGait
 from gaitsdk_training.evaluation.ranking import from_network
+from gaitsdk_training.interruption import TrainingStopped, ctrl_c_requests_a_stop
 from gaitsdk_training.lists import build_lists
 from gaitsdk_training.losses import ranking_loss
 from gaitsdk_training.reranker import ListSet, RerankerTraining, load_best, train_reranker
@@ -240,3 +244,45 @@ def test_defaults_are_the_papers() -> None:
     assert (config.lr, config.weight_decay, config.alpha, config.beta) == (1e-5, 1e-2, 0.01, 0.1)
     assert (config.identities * config.sequences, config.negatives, config.heads, config.width) == (128, 1, 8, 256)
     assert (config.steps, config.validate_every, config.k, config.reduction) == (100_000, 10_000, 10, "sum")
+
+
+def interrupting(step: int) -> Callable[[float, dict[str, Any]], None]:
+    """A progress function during which Ctrl-C is pressed."""
+
+    def progress(_: float, report: dict[str, Any]) -> None:
+        if report["step"] == step:
+            signal.raise_signal(signal.SIGINT)
+
+    return progress
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_the_result_stays_the_same(
+    training: ListSet, validation: ListSet, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, steps=30, validate_every=10)
+    with pytest.raises(TrainingStopped, match="stopped at step 17"):
+        train_reranker(training, validation, config, tmp_path / "stopped", progress=interrupting(17))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [each.name for each in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-0000017"]
+    stopped = train_reranker(training, validation, config, tmp_path / "stopped")
+    straight = train_reranker(training, validation, config, tmp_path / "straight")
+    assert (stopped.steps, stopped.step, stopped.loss) == (straight.steps, straight.step, straight.loss)
+    for key, value in straight.model.state_dict().items():
+        assert torch.equal(stopped.model.state_dict()[key], value), key
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with ctrl_c_requests_a_stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_refused_run_leaves_nothing(training: ListSet, validation: ListSet, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="fewer identities"):
+        train_reranker(training, validation, replace(CONFIG, identities=500), tmp_path / "run")
+    with pytest.raises(OptionError, match="device"):
+        train_reranker(training, validation, replace(CONFIG, device="cuda:99"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
