@@ -16,6 +16,7 @@ from gaitsdk_training.data import SequenceDataset, to_input
 
 Features = NDArray[np.float32]
 Progress = Callable[[int, int], None]
+Transform = Callable[[torch.Tensor], torch.Tensor]
 
 #: Sequences that are handed to the backbone in one call; it chunks their frames itself.
 _BATCH = 16
@@ -23,7 +24,12 @@ _DEVICES = "auto, cpu or cuda:N"
 
 
 def embed_dataset(
-    model: GaitModel, dataset: SequenceDataset, *, frames: int | None = None, progress: Progress | None = None
+    model: GaitModel,
+    dataset: SequenceDataset,
+    *,
+    frames: int | None = None,
+    transform: Transform | None = None,
+    progress: Progress | None = None,
 ) -> Features:
     """Features of every sequence, in inference mode (the model's training mode is left as it was).
 
@@ -31,6 +37,7 @@ def embed_dataset(
         model: a backbone, on any device.
         dataset: n sequences.
         frames: only the first so many frames of each; None = all.
+        transform: changes each sequence [T, H, W] in 0..1 before it is embedded, an augmentation for example.
         progress: called as progress(done, total).
 
     Returns:
@@ -40,6 +47,7 @@ def embed_dataset(
     for start in range(0, len(dataset), _BATCH):
         stop = min(start + _BATCH, len(dataset))
         batch = [to_input(dataset[i][:frames], model.input_size) for i in range(start, stop)]
+        batch = [transform(sequence) for sequence in batch] if transform is not None else batch
         parts.append(model.forward_sequences(batch).float().cpu().numpy())
         if progress is not None:
             progress(stop, len(dataset))
