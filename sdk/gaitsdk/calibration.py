@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gaitsdk.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from gaitsdk.bundle import Calibration
+    from gaitsdk.manifest import Calibration
 
 
 def choose(stored: Iterable[Calibration], *, task: str, reranker: str, k: int, gallery_size: int) -> Calibration | None:

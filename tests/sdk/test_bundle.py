@@ -65,12 +65,12 @@ def test_missing_and_foreign_things_are_named(copy: Path, tmp_path: Path) -> Non
 
 
 def test_a_manifest_cannot_reach_outside(copy: Path) -> None:
-    from gaitsdk.bundle import _checksum
+    from gaitsdk.manifest import checksum_of
 
     document = json.loads((copy / "manifest.json").read_text())
     document.pop("checksum")
     document["files"]["../outside"] = {"sha256": "0" * 64, "bytes": 0}
-    document["checksum"] = _checksum(document)
+    document["checksum"] = checksum_of(document)
     (copy / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(BundleError, match="outside the bundle"):
         Bundle.load(copy)

@@ -91,8 +91,8 @@ def test_thresholds_are_checked(value: object) -> None:
 
 
 def test_a_calibration_holds_for_its_reranker_only() -> None:
-    from gaitsdk.bundle import Calibration
     from gaitsdk.calibration import threshold_for
+    from gaitsdk.manifest import Calibration
 
     def entry(size: int, threshold: float) -> Calibration:
         return Calibration(task="identify", reranker="cargait", k=10, gallery_size=size, threshold=threshold, fpir=0.01)
