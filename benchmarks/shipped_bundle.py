@@ -90,6 +90,8 @@ def figures(found: Features, runtime: NetworkRuntime) -> dict[str, Any]:
     }
     keys = ("rank1", *(f"rank1/{c}" for c in CONDITIONS), *(f"rank1_same_view/{c}" for c in CONDITIONS))
     table = {method: {key: round(values[key], 2) for key in keys} for method, values in results.items()}
+    # The protocol leaves identical views out, and does not re-rank them.
+    table["cargait"] = {key: value for key, value in table["cargait"].items() if "same_view" not in key}
     hits = hit_table(deep, *names, protocol="casiab", reranker=runtime.rerank, k=10)
     cross = hits.where(hits.cross_view)
     low, mean, high = paired_bootstrap(cross.before, cross.after, cross.identity, n=1000, seed=0)
@@ -129,8 +131,8 @@ def show(title: str, result: dict[str, Any]) -> None:
         table.add_column(column, justify="right")
     for method, values in result["rank1_percent"].items():
         cells = [values[f"rank1/{c}"] for c in CONDITIONS] + [values["rank1"]]
-        cells += [values[f"rank1_same_view/{c}"] for c in CONDITIONS]
-        table.add_row(method, *(f"{cell:.2f}" for cell in cells))
+        same = [values.get(f"rank1_same_view/{c}") for c in CONDITIONS]
+        table.add_row(method, *(f"{cell:.2f}" for cell in cells), *("" if s is None else f"{s:.2f}" for s in same))
     console.print(table)
     gain = result["cargait_minus_initial_points"]
     low, high = gain["interval_95"]

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 console = Console()
 #: None of them took part in the training of the shipped bundle (gaitsdk_training.recipes.default).
 FIRST_IDENTITY = 5001
-ENROLLED = [("nm-01", view) for view in ("000", "054", "108", "162")]
-PROBES = [(kind, view) for kind in ("nm-05", "bg-01", "cl-01") for view in ("036", "090")]
+#: Everybody is enrolled from the side only, and seen again from other views: the case that the protocols measure.
+ENROLLED = [("nm-01", "090"), ("nm-02", "090")]
+PROBES = [(kind, view) for kind in ("nm-05", "bg-01", "cl-01") for view in ("018", "054", "144")]
 FRAMES = 30
 PICTURED = 6
 
@@ -46,7 +47,7 @@ class Outcome:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture and the figures.")] = Path("demo-output"),
-    identities: Annotated[int, typer.Option(min=2, max=500, help="People to enrol.")] = 30,
+    identities: Annotated[int, typer.Option(min=2, max=500, help="People to enrol.")] = 40,
     bundle: Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipped one by default.")] = None,
     triton: Annotated[bool, typer.Option(help="Also through a real Triton server.")] = True,
 ) -> None:
@@ -82,13 +83,14 @@ def demo(
 
 
 def _plan(identities: int, model: Bundle) -> str:
-    views = ", ".join(view for _, view in ENROLLED)
-    unseen = " and ".join(sorted({view for _, view in PROBES}))
+    views = " and ".join(sorted({view for _, view in ENROLLED}))
+    unseen = ", ".join(sorted({view for _, view in PROBES}))
     data = model.manifest.training.get("data", "not stated")
     return (
         f"Model {model.fingerprint[:12]}, {model.manifest.architecture.name}; trained on: {data}.\n"
         f"{identities} synthetic people (numbers {FIRST_IDENTITY} and up; the shipped model was trained on others). "
-        f"Enrolled: a normal walk from views {views}. Probes: normal, with a bag, in a coat, from views {unseen}."
+        f"Enrolled: {len(ENROLLED)} normal walks each, from view {views}. "
+        f"Probes: normal, with a bag, in a coat, from views {unseen}."
     )
 
 

@@ -18,7 +18,7 @@ def test_demo(tmp_path: Path, installation: object) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "out/demo.json").read_text())
-    assert report["identical"] and report["same_lists"] == report["probes"] == 24
+    assert report["identical"] and report["same_lists"] == report["probes"] == 36
     assert set(report["ways"]) == {"in-process", "Triton"}
     with Image.open(tmp_path / "out/ranked_lists.png") as picture:
         assert picture.width > 1000 and len(picture.getcolors(100000) or []) > 5

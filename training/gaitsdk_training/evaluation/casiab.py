@@ -106,9 +106,7 @@ def figures(request: Request, table: HitTable) -> dict[str, float | int]:
             results.update(_means(f"rank{rank}_initial", cross, cross.rank_before, rank))
     same = table.where(~table.cross_view)
     if len(same):
-        results.update(_means("rank1_same_view", same, same.rank_after, 1))
-        if request.reranker is not None:
-            results.update(_means("rank1_initial_same_view", same, same.rank_before, 1))
+        results.update(_means("rank1_same_view", same, same.rank_before, 1))
     asked = int(np.isin(request.types, [each for types in PROBES.values() for each in types]).sum())
     ranked = len(np.unique(cross.probe))
     return {**results, "probes": ranked, "probes_dropped": asked - ranked, **_counts(cross)}

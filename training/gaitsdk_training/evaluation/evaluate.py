@@ -54,8 +54,8 @@ def evaluate(
 
     Returns:
         Flat figures in percent: `rank1` and `rank5`, each also per condition (`rank1/NM`) and probe view
-        (`rank1/NM/090`); with a re-ranker the same before it, as `rank1_initial...`; `rank1_same_view...` (and
-        `rank1_initial_same_view...`) for comparison; and the counts `probes` and `probes_dropped` (those with nothing
+        (`rank1/NM/090`); with a re-ranker the same before it, as `rank1_initial...`; `rank1_same_view...` (before
+        re-ranking) for comparison; and the counts `probes` and `probes_dropped` (those with nothing
         to be ranked in).
 
     Raises:
