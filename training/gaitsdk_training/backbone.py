@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ from gaitsdk.models import GaitModel, create, model_class
 from gaitsdk_training.checkpoints import Run
 from gaitsdk_training.data import SAMPLING, Augmentation, PxKSampler, SequenceDataset, augment, load_batch, to_input
 from gaitsdk_training.features import cross_view_rank1, embed_dataset, pick_device, state_on_cpu
-from gaitsdk_training.interruption import StopRequest, TrainingStopped, ctrl_c_requests_a_stop
+from gaitsdk_training.interruption import StopRequest, ctrl_c_requests_a_stop
+from gaitsdk_training.loop import Progress, run_to_the_end
 from gaitsdk_training.losses import cross_entropy, triplet_info
 from gaitsdk_training.schedule import SCHEDULES, Budget, rate_factor
 
 logger = logging.getLogger(__name__)
 
-#: Called after each step as progress(share of the run 0..1, what the log would say).
-Progress = Callable[[float, dict[str, Any]], None]
 
 #: What may change when a run is continued.
 _FLEXIBLE = ("steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "device")
@@ -197,28 +195,12 @@ class _Loop:
         self.budget = Budget(config.steps, config.max_minutes, elapsed)
 
     def train(self, progress: Progress | None, stop: StopRequest) -> BackboneResult:
-        config = self.config
-        while (done := self.budget.progress(self.step)) < 1.0:
-            report = self._one_step(done)
-            if self.step % config.log_every == 0:
-                self.run.log(**report)
-            if self.step % config.validate_every == 0:
-                report |= self._validate()
-            if self.step % config.checkpoint_every == 0:
-                self._checkpoint()
-            if progress is not None:
-                progress(self.budget.progress(self.step), report)
-            if stop.requested:
-                self._checkpoint()
-                raise TrainingStopped(self.step, self.run.path)
-        if self.validated != self.step:
-            self._validate()
-        self._checkpoint()
+        run_to_the_end(self, progress, stop)
         return BackboneResult(
             load_best(self.run.path), self.best_step, self.best, self.step, self.budget.elapsed / 60.0, self.run.path
         )
 
-    def _one_step(self, done: float) -> dict[str, Any]:
+    def one_step(self, done: float) -> dict[str, Any]:
         config = self.config
         batch, labels, generator = self._batch()
         rate = config.lr * rate_factor(config.schedule, done, config.warmup, config.final_lr)
@@ -276,7 +258,7 @@ class _Loop:
             else:
                 self.ema[key].copy_(value)
 
-    def _validate(self) -> dict[str, Any]:
+    def validate(self) -> dict[str, Any]:
         """Measures, logs and keeps the weights where they are the best so far."""
         state = state_on_cpu(self.model) if self.ema is None else {k: v.cpu() for k, v in self.ema.items()}
         rank1: float | None = None
@@ -296,7 +278,7 @@ class _Loop:
         self.validated = self.step
         return {} if rank1 is None else {"validation_rank1": rank1}
 
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
         weights = {"model": state_on_cpu(self.model)}
         if self.ema is not None:
             weights["ema"] = {key: value.cpu().contiguous() for key, value in self.ema.items()}

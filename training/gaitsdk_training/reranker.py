@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from gaitsdk.models.cargait import CarGait
 from gaitsdk_training.checkpoints import Run
 from gaitsdk_training.data import PxKSampler
 from gaitsdk_training.features import pick_device, state_on_cpu
-from gaitsdk_training.interruption import StopRequest, TrainingStopped, ctrl_c_requests_a_stop
+from gaitsdk_training.interruption import StopRequest, ctrl_c_requests_a_stop
 from gaitsdk_training.list_validation import ListValidation
 from gaitsdk_training.lists import ListSet, RankedLists, build_lists
+from gaitsdk_training.loop import Progress, run_to_the_end
 from gaitsdk_training.losses import cross_entropy, ranking_loss
 from gaitsdk_training.schedule import SCHEDULES, Budget, rate_factor
 
@@ -32,7 +32,6 @@ __all__ = ["ListSet", "RankedLists", "RerankerResult", "RerankerTraining", "buil
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[float, dict[str, Any]], None]
 
 _FLEXIBLE = ("steps", "max_minutes", "checkpoint_every", "log_every", "device")
 
@@ -228,25 +227,9 @@ class _Loop:
         self.budget = Budget(config.steps, config.max_minutes, elapsed)
 
     def train(self, progress: Progress | None, stop: StopRequest) -> RerankerResult:
-        config = self.config
         if not self.best:
-            self._validate()
-        while (done := self.budget.progress(self.step)) < 1.0:
-            report = self._one_step(done)
-            if self.step % config.log_every == 0:
-                self.run.log(**report)
-            if self.step % config.validate_every == 0:
-                report |= self._validate()
-            if self.step % config.checkpoint_every == 0:
-                self._checkpoint()
-            if progress is not None:
-                progress(self.budget.progress(self.step), report)
-            if stop.requested:
-                self._checkpoint()
-                raise TrainingStopped(self.step, self.run.path)
-        if self.validated != self.step:
-            self._validate()
-        self._checkpoint()
+            self.validate()
+        run_to_the_end(self, progress, stop)
         return RerankerResult(
             model=load_best(self.run.path),
             step=int(self.best["step"]),
@@ -259,7 +242,7 @@ class _Loop:
             path=self.run.path,
         )
 
-    def _one_step(self, done: float) -> dict[str, Any]:
+    def one_step(self, done: float) -> dict[str, Any]:
         config = self.config
         rate = config.lr * rate_factor(config.schedule, done, config.warmup, config.final_lr)
         for group in self.optimiser.param_groups:
@@ -315,7 +298,7 @@ class _Loop:
         labels = self.labels[torch.cat([first, second])]
         return distances, cross_entropy(logits, labels, scale=1.0, label_smoothing=self.config.label_smoothing)
 
-    def _validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """Measures, logs and keeps the weights where they are the best so far."""
         figures = self.validation.measure(self.model)
         figures["step"] = self.step
@@ -333,7 +316,7 @@ class _Loop:
         loss, rank1 = figures["loss"], -figures["rank1"]
         return (loss, rank1) if self.config.select == "loss" else (rank1, loss)
 
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
         state = {
             "initial": self.initial,
             "best": self.best,

@@ -1,4 +1,4 @@
-"""Starts a tritonserver on a rendered repository, makes sure that it answers rightly, and leaves nothing behind."""
+"""Starts a tritonserver on a rendered repository, makes sure that it answers rightly, and tidies up after itself."""
 
 from __future__ import annotations
 
