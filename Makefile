@@ -8,7 +8,7 @@ EXTRAS := client,torch,export,train,ui,dev
 TRITON_WHEEL := nvidia-pytriton==0.7.0
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup demo test lint bench bundle clean
+.PHONY: help setup demo test test-models lint bench bundle clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ demo: setup  ## enrol and identify synthetic walkers, in-process and through a r
 
 test: setup lint  ## format, types and every test (five minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-models: setup  ## export every backbone at its published sizes and compare (half an hour on two cores)
+	$(BIN)/python -m pytest -m models
 
 lint: $(VENV)/.ready  ## ruff and mypy --strict
 	$(BIN)/ruff check .

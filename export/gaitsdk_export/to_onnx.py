@@ -137,10 +137,11 @@ def _dimensions(value: Any) -> list[str | int]:
 
 def _export(wrapper: ExportWrapper, path: Path) -> None:
     symbols: dict[str, Any] = {}
-    shapes = {
-        name: {axis: symbols.setdefault(symbol, torch.export.Dim(symbol, min=1)) for axis, symbol in axes.items()}
-        for name, axes in wrapper.dynamic_axes.items()
-    }
+    shapes: dict[str, dict[int, Any]] = {}
+    for name, axes in wrapper.dynamic_axes.items():
+        for axis, symbol in axes.items():
+            size = symbols.setdefault(symbol, torch.export.Dim(symbol, min=wrapper.least.get(symbol, 1)))
+            shapes.setdefault(name, {})[axis] = size
     with _quiet():
         try:
             torch.onnx.export(

@@ -21,6 +21,7 @@ class ExportWrapper(nn.Module):
         task: "embed" or "rerank".
         input_names, output_names: of the graph.
         dynamic_axes: per input, axis -> name of the free dimension.
+        least: the smallest size of a free dimension that the graph serves, where that is not 1.
         output_shapes: per output, the shape with the names of free dimensions.
         sizes: figures that whoever loads the graph needs to know.
     """
@@ -30,6 +31,7 @@ class ExportWrapper(nn.Module):
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     dynamic_axes: dict[str, dict[int, str]]
+    least: dict[str, int]
     output_shapes: dict[str, tuple[str | int, ...]]
     sizes: dict[str, int]
 
@@ -77,8 +79,10 @@ class EmbedderForExport(ExportWrapper):
         self.model = model
         self.size, self.channels = size, channels
         self.dynamic_axes = {"silhouettes": {0: "batch", 1: "frames"}}
+        self.least = {"frames": model.least_frames}
         self.output_shapes = {"features": ("batch", model.strips, model.dims)}
         self.sizes = {"size": size, "channels": channels, "strips": model.strips, "dims": model.dims}
+        self.sizes["least_frames"] = model.least_frames
         self.eval()
 
     def forward(self, silhouettes: Tensor) -> Tensor:
@@ -116,6 +120,7 @@ class RerankerForExport(ExportWrapper):
         self.reranker = reranker
         self.strips, self.dims = strips, dims
         self.dynamic_axes = {"probe": {0: "batch"}, "candidates": {0: "batch", 1: "candidates"}}
+        self.least = {}
         self.output_shapes = {"distances": ("batch", "candidates"), "order": ("batch", "candidates")}
         self.sizes = {"strips": strips, "dims": dims}
         self.eval()

@@ -222,7 +222,7 @@ def _write_networks(
         format_version=FORMAT_VERSION,
         name=name,
         architecture=Architecture(name=backbone.name, options=backbone.options),
-        input=InputSpec(size=height, cut=(height - backbone.input_size[1]) // 2),
+        input=InputSpec(size=height, cut=(height - backbone.input_size[1]) // 2, channels=backbone.input_channels),
         embedding=backbone.options.get("embedding", "fc"),
         strips=backbone.strips,
         dims=backbone.dims,

@@ -34,7 +34,12 @@ Server = Annotated[
     str | None, typer.Option(help="A Triton server (grpc://host:port or http://host:port) to ask instead.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Sequence = Annotated[Path, typer.Argument(help="A folder of PNG masks, or a .npy or .pkl file with an array [T,H,W].")]
+Sequence = Annotated[
+    Path,
+    typer.Argument(
+        help="A folder of PNG masks, or a .npy or .pkl file with an array [T,H,W] ([T,3,S,S] for models of three maps)."
+    ),
+]
 
 
 def _open(
@@ -79,7 +84,8 @@ def enroll(
     """Add a person's sequences to the gallery."""
     with _open(bundle, gallery, runtime, device, reranker, server) as recognizer:
         # All are read before the first is enrolled, and enrolled in one call: all of them or none.
-        walks = [prepare(path, recognizer.description.size).silhouettes for path in sequences]
+        about = recognizer.description
+        walks = [prepare(path, about.size, channels=about.channels).silhouettes for path in sequences]
         entries = recognizer.enroll(identity, walks)
         count = recognizer.count
     if as_json:

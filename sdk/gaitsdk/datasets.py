@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gaitsdk.archives import read_archive
 from gaitsdk.errors import DatasetError, InputError, SilhouetteError
 from gaitsdk.frames import image_names
 
 logger = logging.getLogger(__name__)
 
-_LAYOUT = "<root>/<identity>/<type>/<view>/ with one .pkl or .npy file or PNG files in it"
+_LAYOUT = "<root>/<identity>/<type>/<view>/ with one .pkl, .npy or .npz file or PNG files in it"
 _LEVELS = ("identities", "types", "views")
-_ARRAYS = (".npy", ".pkl")
+_ARRAYS = (".npy", ".npz", ".pkl")
 _DEPTH = 3
 #: Where no sequence is found, folders are searched for the data down to here, and no more of them than this.
 _DEEPEST, _MOST_FOLDERS = 7, 2000
@@ -50,7 +51,7 @@ class SequenceRef:
     path: Path
 
     def file(self) -> Path:
-        """What `load` reads: the folder itself where it holds images, else its .pkl or .npy file. Of several files
+        """What `load` reads: the folder itself where it holds images, else its .pkl, .npy or .npz file. Of several
         (one per modality) the one with "sil" in its name; of several of those the one with "aligned".
 
         Raises:
@@ -63,7 +64,7 @@ class SequenceRef:
                 "the folder holds no sequence",
                 where=str(self.path),
                 got=_short(folders + files) or "an empty folder",
-                expected="a .pkl or .npy file, or PNG files",
+                expected="a .pkl, .npy or .npz file, or PNG files",
             )
         return _chosen(self.path, data)
 
@@ -82,7 +83,7 @@ class SequenceRef:
 
         source = self.file()
         try:
-            return load_sequence(source)
+            return load_sequence(read_archive(source) if _suffix(source.name) == ".npz" else source)
         except SilhouetteError as error:
             # The subclasses are about what the frames show; the plain class is about the file itself.
             kind = DatasetError if type(error) is SilhouetteError else type(error)
@@ -265,8 +266,7 @@ class Partition:
         train, test, probe = (
             _strings(document.get(f"{name}_SET", []), name, where) for name in ("TRAIN", "TEST", "PROBE")
         )
-        both = sorted(set(train) & set(test))
-        if both:
+        if both := sorted(set(train) & set(test)):
             raise DatasetError(
                 "identities are both in training and test",
                 where=where,
@@ -318,7 +318,7 @@ def _chosen(folder: Path, data: list[str]) -> Path:
         "which file holds the silhouettes is not clear",
         where=str(folder),
         got=_short(arrays) + (f" and {images} PNG files" if images else ""),
-        expected="one .pkl or .npy file, or one with 'sil' in its name, or PNG files only",
+        expected="one .pkl, .npy or .npz file, or one with 'sil' in its name, or PNG files only",
         fix="rename the file of the silhouettes so that it contains 'sil', or move the others away",
     )
 

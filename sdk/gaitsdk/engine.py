@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gaitsdk import pipeline
 from gaitsdk.calibration import threshold_for
+from gaitsdk.checks import frame_shape
 from gaitsdk.errors import EmptyGalleryError
 from gaitsdk.pipeline import Answers, Features, Silhouettes
 
@@ -34,6 +35,7 @@ class Description:
         reranker: its name, "none" where there is none.
         k: length of the re-ranked list.
         runtime, device: what executes the networks, as found at load (not as asked for).
+        channels: C, maps per frame: 1 (the silhouette) or 3 (limbs, joints, silhouette).
     """
 
     fingerprint: str
@@ -44,10 +46,17 @@ class Description:
     k: int
     runtime: str
     device: str
+    channels: int = 1
+
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """The shape of one frame: `(S, S)`, or `(C, S, S)` where C > 1 maps enter."""
+        return frame_shape(self.size, self.channels)
 
 
 class Engine(Protocol):
-    """Embeds, searches, re-ranks and keeps the gallery. Sequences are normalised already: `[T, S, S]` uint8."""
+    """Embeds, searches, re-ranks and keeps the gallery. Sequences are normalised already: `[T, S, S]` uint8,
+    or `[T, C, S, S]` for a model of C > 1 maps."""
 
     @property
     def description(self) -> Description: ...
@@ -103,6 +112,7 @@ def describe(bundle: Bundle, reranker: str, runtime: str, device: str) -> Descri
         k=k,
         runtime=runtime,
         device=device,
+        channels=bundle.manifest.input.channels,
     )
 
 

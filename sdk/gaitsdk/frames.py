@@ -72,7 +72,7 @@ class Frames:
 
     def _shape(self, index: int, item: Any) -> tuple[int, ...]:
         if not self._files:
-            return _as_array(item, f"frame {index}").shape
+            return as_array(item, f"frame {index}").shape
         with _opened_image(Path(item)) as image:
             return (image.height, image.width)
 
@@ -81,7 +81,7 @@ class Frames:
         for index, item in enumerate(self._items):
             name = Path(item).name if self._files else None
             where = f"frame {index}" if name is None else f"frame {index} ({name})"
-            array = read_image(Path(item)) if self._files else _as_array(item, where)
+            array = read_image(Path(item)) if self._files else as_array(item, where)
             _check_frame(array, where)
             pixels += array.size
             if pixels > MAX_PIXELS:
@@ -104,7 +104,7 @@ def open_frames(source: Any, max_frames: int | None = None) -> Frames:
     if source is None:
         raise SilhouetteValueError("there is no sequence", where="silhouettes", got="None", expected=_EXPECTED)
     if isinstance(source, (str, os.PathLike)):
-        source = _open_path(_not_empty(source))
+        source = open_path(source)
     if isinstance(source, (list, tuple)):
         check_count(len(source), max_frames, source)
         files = [isinstance(item, (str, os.PathLike)) for item in source]
@@ -114,13 +114,12 @@ def open_frames(source: Any, max_frames: int | None = None) -> Frames:
                 "files and arrays are mixed", where=f"frame {index}", expected="one or the other"
             )
         return Frames(source, files=files[0])
-    array = _as_array(source, "silhouettes")
+    array = as_array(source, "silhouettes")
     if array.ndim != 3:
         raise _wrong_rank(array)
     check_count(len(array), max_frames, array)
     _check_frame(array[0], "silhouettes")
-    if array.size > MAX_PIXELS:
-        raise _too_many_pixels(f"shape {list(array.shape)}")
+    check_pixels(array)
     return Frames(array, files=False)  # type: ignore[arg-type]
 
 
@@ -197,7 +196,18 @@ def natural_key(path: Path) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
 
 
-def _open_path(path: Path) -> Any:
+def open_path(source: str | os.PathLike[str]) -> Any:
+    """The image files of a folder, in order, or the array of a .npy or .pkl file; errors as for `open_frames`."""
+    path = Path(source)
+    # Path("") and Path(".") are the same object to Python: an unset variable would read whatever the program stands in.
+    if path == Path() and not (isinstance(source, str) and source.strip()):
+        raise SilhouetteError(
+            "the path is empty",
+            where="silhouettes",
+            got=repr(source),
+            expected="a folder or a file",
+            fix='name it; for the current folder pass Path.cwd() or, on the command line, "$PWD"',
+        )
     if path.is_dir():
         names = [each.name for each in path.iterdir()]
         images = [path / name for name in image_names(names)]
@@ -232,21 +242,8 @@ def image_names(names: Iterable[str]) -> list[str]:
     return [name for name in images if name.lower().endswith(".png")] or images
 
 
-def _not_empty(source: str | os.PathLike[str]) -> Path:
-    # Path("") and Path(".") are the same object to Python: an unset variable would read whatever the program stands in.
-    path = Path(source)
-    if path != Path() or (isinstance(source, str) and source.strip()):
-        return path
-    raise SilhouetteError(
-        "the path is empty",
-        where="silhouettes",
-        got=repr(source),
-        expected="a folder or a file",
-        fix='name it; for the current folder pass Path.cwd() or, on the command line, "$PWD"',
-    )
-
-
-def _as_array(value: Any, where: str) -> NDArray[Any]:
+def as_array(value: Any, where: str, expected: str = _EXPECTED) -> NDArray[Any]:
+    """Numbers as an array; SilhouetteValueError where they are none, or it is ambiguous which."""
     if isinstance(value, np.ma.MaskedArray):
         raise SilhouetteValueError("a masked array is ambiguous", where=where, fix="pass array.filled(0)")
     if isinstance(value, Iterator):
@@ -254,11 +251,11 @@ def _as_array(value: Any, where: str) -> NDArray[Any]:
             "frames that can be read only once",
             where=where,
             got=type(value).__name__,
-            expected=_EXPECTED,
+            expected=expected,
             fix="pass list(...) of it",
         )
     if isinstance(value, (str, bytes, dict, set)) or (np.isscalar(value) and not isinstance(value, np.generic)):
-        raise SilhouetteValueError("not an array", where=where, got=type(value).__name__, expected=_EXPECTED)
+        raise SilhouetteValueError("not an array", where=where, got=type(value).__name__, expected=expected)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors on a GPU or that need gradients
@@ -266,7 +263,7 @@ def _as_array(value: Any, where: str) -> NDArray[Any]:
             "not an array",
             where=where,
             got=f"{type(value).__name__} ({error})",
-            expected=_EXPECTED,
+            expected=expected,
             fix="pass numpy arrays (tensors: .detach().cpu().numpy())",
         ) from error
     if array.dtype.kind not in "biuf":
@@ -330,11 +327,11 @@ def _to_uint8(frame: NDArray[Any], where: str) -> NDArray[np.uint8]:
     return frame.astype(np.uint8)
 
 
-def check_count(count: int, max_frames: int | None, source: Any) -> None:
+def check_count(count: int, max_frames: int | None, source: Any, expected: str = _EXPECTED) -> None:
     """Refuses sequences of no frame and of more than `max_frames`."""
     if count == 0:
         got = f"shape {list(source.shape)}" if isinstance(source, np.ndarray) else f"an empty {type(source).__name__}"
-        raise NoFramesError("there is no frame", where="silhouettes", got=got, expected=_EXPECTED)
+        raise NoFramesError("there is no frame", where="silhouettes", got=got, expected=expected)
     if max_frames is not None and count > max_frames:
         raise TooManyFramesError(
             "too many frames for one walk",
@@ -345,6 +342,17 @@ def check_count(count: int, max_frames: int | None, source: Any) -> None:
         )
 
 
+def check_pixels(array: NDArray[Any]) -> None:
+    """Refuses sequences of more than `MAX_PIXELS`."""
+    if array.size > MAX_PIXELS:
+        raise _too_many_pixels(f"shape {list(array.shape)}")
+
+
+def holds_maps(shape: tuple[int, ...]) -> bool:
+    """Whether an array looks like a sequence of limbs, joints and silhouettes, `[T, 3, S, S]`."""
+    return len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 4
+
+
 def _wrong_rank(array: NDArray[Any]) -> SilhouetteShapeError:
     what, fix = "wrong rank", None
     if array.ndim == 2:
@@ -353,6 +361,10 @@ def _wrong_rank(array: NDArray[Any]) -> SilhouetteShapeError:
         fix = "drop the last axis: masks[..., 0]"
     elif array.ndim == 4 and array.shape[-1] in (3, 4):
         what, fix = "colour images, not masks", _COLOUR.format("masks")
+    elif holds_maps(array.shape):
+        fix = (
+            "silhouettes alone are read here: pass maps[:, -1]; for all three maps load a bundle whose model reads them"
+        )
     elif array.ndim == 4 and array.shape[1] == 1:
         fix = "drop the second axis: masks[:, 0]"
     elif array.ndim == 4:

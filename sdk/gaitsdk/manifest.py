@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gaitsdk.checks import frame_shape
 from gaitsdk.errors import BundleError
 
 FORMAT_VERSION = 1
@@ -29,13 +30,19 @@ class Architecture(_Strict):
 
 
 class InputSpec(_Strict):
-    """What the backbone eats: `[T, size, size]` uint8; the graph drops `cut` columns a side and divides by `scale`."""
+    """What the backbone eats: `[T, size, size]` uint8, or `[T, channels, size, size]` where more than one map enters;
+    the graph drops `cut` columns a side and divides by `scale`."""
 
     size: int
     cut: int
     scale: float = 255.0
     normalisation: str = "tight rows, cubic resize to size, centred on the median column of mass"
     channels: int = 1
+
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """The shape of one frame, uncut."""
+        return frame_shape(self.size, self.channels)
 
 
 class RerankerSpec(_Strict):

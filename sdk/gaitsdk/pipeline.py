@@ -65,8 +65,8 @@ def embed_many(
     """Embeds sequences of any lengths, in batches of similar length.
 
     Args:
-        embed: `[B, T, S, S]` uint8 -> `[B, s, d]` float32.
-        sequences: n arrays `[T_i, S, S]` uint8.
+        embed: `[B, T, S, S]` uint8 (`[B, T, C, S, S]` for a model of C maps) -> `[B, s, d]` float32.
+        sequences: n arrays `[T_i, S, S]` uint8 (`[T_i, C, S, S]`).
         length_handling: "cyclic": shorter ones are repeated up to the longest of the batch; "alone": only sequences
             of the same length share a batch.
 

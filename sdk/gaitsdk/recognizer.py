@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gaitsdk import pipeline, thumbnails
 from gaitsdk.errors import GalleryError, InputError, SilhouetteError
+from gaitsdk.frames import holds_maps
 from gaitsdk.gallery.entries import check_identity
 from gaitsdk.results import Identification, Verification, identifications
 from gaitsdk.silhouettes import prepare
@@ -40,8 +41,9 @@ class Recognizer:
     """Says who people are by their gait.
 
     Silhouettes are `[T, H, W]` arrays (bool, 0/1 or 0..255; raw masks are normalised, already normalised `[T, S, S]`
-    ones are taken as they are), lists of frames, PNG files or folders; see `gaitsdk.silhouettes.prepare`. Where several
-    sequences are allowed, pass a list of them.
+    ones are taken as they are), lists of frames, PNG files or folders; see `gaitsdk.silhouettes.prepare`. A model of
+    three maps per frame (`description.channels`) reads `[T, 3, S, S]` from `gaitsdk.silhouettes.stack_maps` instead.
+    Where several sequences are allowed, pass a list of them.
 
     May be used from several threads. Close it, or use it as a context manager.
     """
@@ -139,7 +141,7 @@ class Recognizer:
         Raises:
             SilhouetteError: the input is unusable; EmptyGalleryError: nobody is enrolled; OptionError: bad numbers.
         """
-        if _is_list_of_sequences(silhouettes):
+        if self._is_list(silhouettes):
             raise InputError(
                 "this is a list of sequences",
                 where="silhouettes",
@@ -153,7 +155,7 @@ class Recognizer:
         self, sequences: Sequence[Any], top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
     ) -> list[Identification]:
         """Like `identify` for each of a list of sequences of any lengths, in batches; the answers are the same."""
-        if not _is_list_of_sequences(sequences):
+        if not self._is_list(sequences):
             raise InputError(
                 "not a list of sequences",
                 where="sequences",
@@ -167,7 +169,7 @@ class Recognizer:
         """Whether two sequences show the same person, by the re-ranker's distance of the pair."""
         pair = []
         for where, value in (("first", first), ("second", second)):
-            if _is_list_of_sequences(value):
+            if self._is_list(value):
                 raise InputError("verify compares two single sequences", where=where, got="a list of sequences")
             try:
                 pair.append(self._prepare(value)[0])
@@ -260,13 +262,16 @@ class Recognizer:
             thumbnails=self._engine.thumbnails,
         )
 
+    def _is_list(self, value: Any) -> bool:
+        return _is_list_of_sequences(value, self.description.channels)
+
     def _prepare(self, value: Any) -> tuple[list[Silhouettes], bool, list[dict[str, Any]]]:
         """Normalised sequences, whether it was a single one, and the quality reports."""
-        many = _is_list_of_sequences(value)
+        many, about = self._is_list(value), self.description
         prepared = []
         for index, sequence in enumerate(value if many else [value]):
             try:
-                prepared.append(prepare(sequence, size=self.description.size))
+                prepared.append(prepare(sequence, about.size, channels=about.channels))
             except SilhouetteError as error:
                 if many:
                     error.args = (f"sequence {index}: {error}",)
@@ -318,18 +323,22 @@ def _open_gallery(path: str | os.PathLike[str] | None, model: Bundle) -> Gallery
     return Gallery.open(place, fingerprint=model.fingerprint, strips=model.strips, dims=model.dims, metric=model.metric)
 
 
-def _is_list_of_sequences(value: Any) -> bool:
+def _is_list_of_sequences(value: Any, channels: int) -> bool:
     """Whether several sequences came: a batch `[n, T, H, W]`, or a list whose items are sequences (arrays of rank 3,
-    folders, array files, lists of frames) and not frames (arrays of rank 2, image files)."""
+    folders, array files, lists of frames) and not frames (arrays of rank 2, image files). All ranks are one higher for
+    a model of several maps per frame; silhouettes alone among such are sequences, too, which prepare refuses."""
+    rank = 3 if channels == 1 else 4  # of a sequence
     shape = getattr(value, "shape", None)
     if shape is not None:
-        # A last axis of 1, 3 or 4 is colour channels of one sequence: prepare says so.
-        return len(shape) == 4 and shape[-1] not in (1, 3, 4)
+        # A last axis of 1, 3 or 4 is colour channels of one sequence, and one of maps is none of silhouettes: prepare
+        # says so.
+        return len(shape) == rank + 1 and shape[-1] not in (1, 3, 4) and not holds_maps(shape)
     if not isinstance(value, (list, tuple)) or not value:
         return isinstance(value, (list, tuple))
     first = value[0]
     if isinstance(first, (str, os.PathLike)):
         return Path(first).is_dir() or Path(first).suffix.lower() in (".pkl", ".npy")
     if isinstance(first, (list, tuple)):
-        return not first or np.ndim(first[0]) >= 2 or isinstance(first[0], (str, os.PathLike))
-    return len(getattr(first, "shape", ())) >= 3
+        return not first or np.ndim(first[0]) >= rank - 1 or isinstance(first[0], (str, os.PathLike))
+    given: tuple[int, ...] = tuple(getattr(first, "shape", ()))
+    return len(given) >= rank or (len(given) == 3 and given[0] != channels)

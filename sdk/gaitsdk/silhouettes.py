@@ -6,10 +6,13 @@
 The method is the one by which the field's data sets were prepared, so that models trained on those fit: cut between the
 first and last non-empty row, resize to S rows with bicubic interpolation, and take the S columns around the middle of
 the foreground's mass. A frame is dropped where its values sum to 10000 or less (about 40 white pixels).
+
+For models that read skeleton maps beside the silhouette see `skeleton_maps`, `stack_maps` and `skeleton_input`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,25 +20,45 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gaitsdk.errors import (
-    NoFramesError,
-    OptionError,
-    PolarityError,
-    SilhouetteShapeError,
-    SilhouetteValueError,
-    StaticSequenceError,
-    TooFewFramesError,
+from gaitsdk.checks import (
+    MAX_FRAMES,
+    MIN_FRAMES,
+    bright_border,
+    check_normalised,
+    check_options,
+    check_silhouettes,
+    fill_their_rows,
+    people_of,
+    refuse_inverted,
+    refuse_noise,
+    refuse_unusable,
 )
-from gaitsdk.frames import Frames, RawFrame, check_count, open_frames
-from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL, FrameQuality, QualityReport, noise_found
+from gaitsdk.errors import SilhouetteShapeError, SilhouetteValueError
+from gaitsdk.frames import Frames, RawFrame, holds_maps, open_frames, open_path
+from gaitsdk.maps import open_maps, skeleton_input, stack_maps
+from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL, FrameQuality, QualityReport
 from gaitsdk.resize import scale_and_centre
+from gaitsdk.skeletons import skeleton_maps
+
+__all__ = [
+    "MAX_FRAMES",
+    "MIN_FRAMES",
+    "MIN_MASS",
+    "Normalised",
+    "Silhouettes",
+    "check_silhouettes",
+    "cut_and_scale",
+    "cut_width",
+    "load_sequence",
+    "normalise",
+    "prepare",
+    "skeleton_input",
+    "skeleton_maps",
+    "stack_maps",
+]
 
 Silhouettes = NDArray[np.uint8]
 
-#: Fewer usable frames than this are not taken for a walk.
-MIN_FRAMES = 5
-#: More frames than this (80 s at 25 per second) are not one walk past a camera.
-MAX_FRAMES = 2000
 #: A frame whose 0..255 values sum to this or less is dropped.
 MIN_MASS = 10000
 _SCALED = "0/1 masks scaled to 0/255"
@@ -46,7 +69,7 @@ class Normalised:
     """Normalised silhouettes with the report on how they came about.
 
     Attributes:
-        silhouettes: uint8 0..255 `[T', S, S]`, C-contiguous, T' the frames kept.
+        silhouettes: uint8 0..255 `[T', S, S]`, C-contiguous, T' the frames kept; `[T', C, S, S]` for a model of C maps.
         report: what became of every frame.
     """
 
@@ -97,7 +120,7 @@ def normalise(
         SilhouetteError: as NoFramesError, TooFewFramesError, TooManyFramesError, PolarityError, StaticSequenceError,
             SilhouetteShapeError or SilhouetteValueError. DatasetError: a .npy or .pkl file cannot be used.
     """
-    _check_options(size, min_frames, max_frames)
+    check_options(size, min_frames, max_frames)
     return _normalise(
         open_frames(masks, max_frames),
         size,
@@ -108,46 +131,53 @@ def normalise(
     )
 
 
-def prepare(sequence: Any, size: int = 64, *, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES) -> Normalised:
+def prepare(
+    sequence: Any, size: int = 64, *, channels: int = 1, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES
+) -> Normalised:
     """What a model of input size S needs, from raw masks or from silhouettes that are normalised already.
 
     Silhouettes count as normalised where all frames are `[S, S]`, or `[S, S - 2 * (S // 64) * 10]` (the cut form in
     which some data sets are kept; the cut columns are put back as zeros), and most of them touch the first and the last
     row. Their pixels are never changed; only frames without any foreground are dropped. Everything else is normalised.
 
-    Args, returns and raises: see `normalise`.
+    Where the model reads C > 1 maps per frame, the sequence must be stacked and normalised already (`skeleton_input`,
+    `stack_maps`): `[T, C, S, S]` uint8, the silhouette last, as an array, a list of frames, or a .npy or .pkl file.
+
+    Args:
+        channels: C of the model.
+
+    Other arguments, returns and raises: see `normalise`.
     """
-    _check_options(size, min_frames, max_frames)
+    check_options(size, min_frames, max_frames)
+    if channels > 1:
+        maps = open_maps(sequence, size, channels, max_frames)
+        if maps[:, -1].any():
+            check_normalised(maps[:, -1])
+        return _as_they_are(maps, [None] * len(maps), size, False, min_frames)
     frames = open_frames(sequence, max_frames)
     if any(shape not in ((size, size), (size, cut_width(size))) for shape in frames.shapes()):
         return _normalise(frames, size, min_frames)
     stack, names, scaled = _stack(frames)
-    full = (stack[:, 0] > 0).any(axis=1) & (stack[:, -1] > 0).any(axis=1)
-    filled = stack.any(axis=(1, 2))
-    if not filled.any() or full.sum() * 2 <= filled.sum():
+    if not fill_their_rows(stack):
         return _normalise(frames, size, min_frames)
-    _refuse_inverted(_border(stack)[filled])
-    report = _report_as_is(stack, names, size, scaled)
-    kept = stack if filled.all() else stack[filled]
-    if stack.shape[2] != size:
-        side = (size - stack.shape[2]) // 2
-        kept = np.pad(kept, ((0, 0), (0, 0), (side, side)))
-    kept = np.ascontiguousarray(kept)
-    _refuse_unusable(kept, report, min_frames, True)
-    _refuse_noise(kept)
-    return Normalised(kept, report)
+    return _as_they_are(stack, names, size, scaled, min_frames)
 
 
 def load_sequence(source: Any) -> Silhouettes:
-    """Any source that `normalise` takes, as one array, not normalised.
+    """Any source that `normalise` takes, as one array, not normalised; or a sequence of maps, as it is.
 
     Returns:
-        uint8 0..255 `[T, H, W]`; 0/1 masks come scaled to 0/255.
+        uint8 0..255 `[T, H, W]`; 0/1 masks come scaled to 0/255. `[T, 3, S, S]` where the source is such an array or a
+        .npy or .pkl file of one.
 
     Raises:
         SilhouetteError: as for `normalise`, and SilhouetteShapeError where frames differ in size.
     """
-    frames = open_frames(source)
+    opened = open_path(source) if isinstance(source, (str, os.PathLike)) else source
+    shape: tuple[int, ...] = tuple(getattr(opened, "shape", ()))
+    if holds_maps(shape):
+        return open_maps(opened, shape[-1], shape[1])
+    frames = open_frames(opened)
     shapes = sorted(set(frames.shapes()))
     if len(shapes) > 1:
         raise SilhouetteShapeError(
@@ -158,41 +188,6 @@ def load_sequence(source: Any) -> Silhouettes:
             fix="use gaitsdk.silhouettes.normalise, which takes frames of any sizes",
         )
     return _stack(frames)[0]
-
-
-def check_silhouettes(
-    silhouettes: Any, size: int = 64, *, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES
-) -> Silhouettes:
-    """The strict check at a server's border: normalised silhouettes and nothing else; nothing is converted.
-
-    Args:
-        silhouettes: uint8 `[T, size, size]`.
-
-    Returns:
-        The same silhouettes, C-contiguous.
-
-    Raises:
-        SilhouetteError: as SilhouetteShapeError, SilhouetteValueError, NoFramesError (none with foreground),
-            TooFewFramesError, TooManyFramesError, PolarityError, StaticSequenceError.
-    """
-    _check_options(size, min_frames, max_frames)
-    array = np.asarray(silhouettes)
-    if array.dtype != np.uint8:
-        raise SilhouetteValueError("wrong dtype", where="silhouettes", got=array.dtype, expected="uint8 in 0..255")
-    if array.ndim != 3 or array.shape[1:] != (size, size):
-        raise SilhouetteShapeError(
-            "wrong shape", where="silhouettes", got=list(array.shape), expected=f"[T, {size}, {size}]"
-        )
-    check_count(len(array), max_frames, array)
-    if array.max() == 1:
-        raise SilhouetteValueError(
-            "0/1 values", where="silhouettes", got="values 0 and 1", expected="0..255", fix="multiply by 255"
-        )
-    filled = array.any(axis=(1, 2))
-    if filled.any():
-        _refuse_inverted(_border(array)[filled])
-    _refuse_unusable(array[filled], None, min_frames, True)
-    return np.ascontiguousarray(array)
 
 
 def cut_width(size: int) -> int:
@@ -228,7 +223,7 @@ def _normalise(
 ) -> Normalised:
     found = [_find(frame) for frame in frames]
     if polarity:
-        _refuse_inverted(np.array([each.border for each in found if each.crop is not None]))
+        refuse_inverted(np.array([each.border for each in found if each.crop is not None]))
     factor = _range_factor([each.crop.max() for each in found if each.counted and each.crop is not None])
     silhouettes, rows = [], []
     for index, each in enumerate(found):
@@ -238,10 +233,26 @@ def _normalise(
             silhouettes.append(silhouette)
     report = QualityReport(tuple(rows), size, False, (_SCALED,) if factor > 1 else ())
     stack = np.stack(silhouettes) if silhouettes else np.zeros((0, size, size), np.uint8)
-    _refuse_unusable(stack, report, min_frames, static)
+    refuse_unusable(stack, report, min_frames, static)
     if noise:
-        _refuse_noise(stack)
+        refuse_noise(stack)
     return Normalised(stack, report)
+
+
+def _as_they_are(stack: Silhouettes, names: list[str | None], size: int, scaled: bool, min_frames: int) -> Normalised:
+    """`[T, S, W]` or, of several maps, `[T, C, S, S]`: frames without foreground dropped, cut columns put back."""
+    people = people_of(stack)
+    filled = people.any(axis=(1, 2))
+    refuse_inverted(bright_border(people)[filled])
+    report = _report_as_is(people, names, size, scaled)
+    kept = stack if filled.all() else stack[filled]
+    if stack.shape[-1] != size:
+        side = (size - stack.shape[-1]) // 2
+        kept = np.pad(kept, ((0, 0), (0, 0), (side, side)))
+    kept = np.ascontiguousarray(kept)
+    refuse_unusable(kept, report, min_frames, True)
+    refuse_noise(people_of(kept))
+    return Normalised(kept, report)
 
 
 def _find(frame: RawFrame) -> _Found:
@@ -254,7 +265,7 @@ def _find(frame: RawFrame) -> _Found:
     columns = np.flatnonzero(pixels[top:bottom].max(axis=0))
     left, right = int(columns[0]), int(columns[-1]) + 1
     crop = pixels[top:bottom, left:right].copy()  # a copy, so that the frame itself can be freed
-    border = float(_border(pixels[None])[0]) if (right - left) * 2 > width else 0.0
+    border = float(bright_border(pixels[None])[0]) if (right - left) * 2 > width else 0.0
     return _Found(frame.name, frame.counted, height, width, border, crop, (top, left, bottom, right))
 
 
@@ -314,70 +325,3 @@ def _report_as_is(stack: Silhouettes, names: list[str | None], size: int, scaled
         qualities.append(FrameQuality(index, name, full, reason, "", area, tuple(box) if full else None))
     notes = ("already normalised: taken as they are",)
     return QualityReport(tuple(qualities), size, True, (*notes, _SCALED) if scaled else notes)
-
-
-def _border(stack: Silhouettes) -> NDArray[np.float64]:
-    """Share of the border's pixels that are foreground (brighter than half of the brightest), per frame."""
-    cut = stack.max(axis=(1, 2), keepdims=True)[:, :, 0] // 2
-    lines = [stack[:, 0], stack[:, -1], stack[:, 1:-1, 0], stack[:, 1:-1, -1]]
-    share: NDArray[np.float64] = np.concatenate([line > cut for line in lines], axis=1).mean(axis=1)
-    return share
-
-
-def _refuse_inverted(border: NDArray[np.float64]) -> None:
-    inverted = int((border > 0.5).sum())
-    if inverted * 2 > len(border):
-        raise PolarityError(
-            "background and foreground are swapped",
-            where="silhouettes",
-            got=f"a bright border in {inverted} of {len(border)} frames",
-            expected="a bright person on a dark background",
-            fix="pass 255 - masks, or ~masks for bool",
-        )
-
-
-def _refuse_noise(kept: Silhouettes) -> None:
-    found = noise_found(kept)
-    if found is not None:
-        raise SilhouetteValueError(
-            "these masks show noise, not a person",
-            where="silhouettes",
-            got=found,
-            expected="one connected person per frame",
-            fix="look at the masks: save a few as images, and check the segmenter and its threshold",
-        )
-
-
-def _refuse_unusable(kept: Silhouettes, report: QualityReport | None, min_frames: int, check_static: bool) -> None:
-    got = f"{len(kept)} frames with foreground" if report is None else report.summary()
-    if not len(kept):
-        raise NoFramesError("no frame shows anybody", where="silhouettes", got=got, expected=f"{min_frames} or more")
-    if len(kept) < min_frames:
-        raise TooFewFramesError(
-            "too few usable frames for a walk",
-            where="silhouettes",
-            got=got,
-            expected=f"{min_frames} or more",
-            fix="pass more of the walk: about 30 frames, one gait cycle, are good",
-        )
-    if check_static and len(kept) > 1 and bool((kept[1:] == kept[:1]).all()):
-        raise StaticSequenceError(
-            "all frames are the same: a picture, not a walk",
-            where="silhouettes",
-            got=got,
-            expected="frames of a moving person",
-        )
-
-
-def _check_options(size: int, min_frames: int, max_frames: int) -> None:
-    for name, value, low, high in (
-        ("size", size, 16, 512),
-        ("min_frames", min_frames, 1, 10**6),
-        ("max_frames", max_frames, min_frames if isinstance(min_frames, int) else 1, 10**6),
-    ):
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or not low <= value <= high or (name == "size" and value % 2):
-            even = ", even" if name == "size" else ""
-            raise OptionError(
-                "impossible value", where=name, got=repr(value), expected=f"an integer, {low} to {high}{even}"
-            )

@@ -8,12 +8,16 @@ import binascii
 import numpy as np
 from numpy.typing import NDArray
 
+from gaitsdk.checks import people_of
+
 #: The gallery's metadata key.
 KEY = "thumbnail"
 
 
 def frame(silhouettes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The frame `[S, S]` of `[T, S, S]` with the widest stance: it shows most of the gait."""
+    """The frame `[S, S]` with the widest stance of `[T, S, S]`, or of `[T, C, S, S]` its silhouette, the last map: it
+    shows most of the gait."""
+    silhouettes = people_of(silhouettes)
     columns: NDArray[np.int64] = (silhouettes > 127).any(axis=1).sum(axis=1)
     picture: NDArray[np.uint8] = silhouettes[int(columns.argmax())]
     return picture

@@ -32,10 +32,6 @@ from gaitsdk_export.to_onnx import assert_dynamic, onnx_network, to_onnx  # noqa
 from gaitsdk_export.to_torchscript import to_torchscript, torchscript_network  # noqa: E402
 from gaitsdk_export.wrappers import EmbedderForExport, RerankerForExport, stable_order  # noqa: E402
 
-TINY = {
-    "gaitset": {"channels": (4, 8, 8), "dims": 8},
-    "gaitbase": {"channels": (4, 8, 8, 8), "stem_stride": 2, "dims": 8, "strips": 4},
-}
 EXPORTERS = {"onnx": (to_onnx, onnx_network), "torchscript": (to_torchscript, torchscript_network)}
 RUN = CliRunner()
 
@@ -43,7 +39,7 @@ RUN = CliRunner()
 def tiny_model(name):
     """A small network whose BN statistics and weights are not the initial ones."""
     torch.manual_seed(3)
-    model = create(name, **TINY.get(name, {}))
+    model = create(name, tag="tiny")
     for key, value in model.state_dict().items():
         if key.endswith("running_mean"):
             value.uniform_(-0.2, 0.2)

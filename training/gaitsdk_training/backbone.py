@@ -55,7 +55,6 @@ class BackboneTraining:
         checkpoint_every, log_every: in steps.
         seed: of weights, batches, frames and augmentation.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        channels_last: memory layout of the 2-D stages; faster on most machines, same numbers up to rounding.
     """
 
     model: str = "gaitbase"
@@ -86,7 +85,6 @@ class BackboneTraining:
     log_every: int = 10
     seed: int = 0
     device: str = "auto"
-    channels_last: bool = True
 
     def __post_init__(self) -> None:
         _choose("optimiser", self.optimiser, ("adamw", "sgd"))
@@ -185,8 +183,6 @@ class _Loop:
         self.sampler = PxKSampler(dataset.labels, config.p, config.k, config.seed)
         torch.manual_seed(config.seed)
         self.model = _build(config, len(dataset.classes)).to(self.device)
-        if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = {key: value.clone() for key, value in self.model.state_dict().items()} if config.ema else None
         self.optimiser = _optimiser(self.model, config)
         self.step, self.best_step, self.validated = 0, 0, -1

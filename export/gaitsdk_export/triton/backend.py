@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gaitsdk import synthetic
 from gaitsdk.errors import BundleError, GaitError, InputError, OptionError, UnknownIdentityError
 from gaitsdk.pipeline import MAX_K, check_count, check_threshold
 from gaitsdk.recognizer import TOP_K
 from gaitsdk.rerankers import check_reranker
 from gaitsdk.runtimes.wire import MAX_TOP_K, encode_error
+from gaitsdk.silhouettes import normalise
 
 if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
@@ -215,6 +217,12 @@ class Batched(Model):
             part = slice(start, start := start + len(arrays[0]))
             answers.append((i, self.answer(requests[i], {name: value[part] for name, value in outputs.items()})))
         return answers
+
+
+def example_walk(size: int, channels: int) -> NDArray[np.uint8]:
+    """A made-up walk `[T, S, S]` (`[T, C, S, S]` for a model of C maps), to see that every model answers."""
+    walk = normalise(synthetic.sequence(0, frames=10), size).silhouettes
+    return walk if channels == 1 else np.stack([walk] * channels, axis=1)
 
 
 def request_parameters(request: Any) -> dict[str, Any]:

@@ -181,12 +181,10 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _embed(bundle: Bundle) -> ModelConfig:
-    channels, size = bundle.manifest.input.channels, bundle.size
-    frame = (size, size) if channels == 1 else (channels, size, size)
     return ModelConfig(
         name=EMBED,
         backend="python",
-        inputs=(Tensor("silhouettes", "uint8", (-1, *frame)),),
+        inputs=(Tensor("silhouettes", "uint8", (-1, *bundle.manifest.input.frame)),),
         outputs=(Tensor("features", "float32", (bundle.strips, bundle.dims)), Tensor("runtime", "bytes", (1,))),
     )
 
@@ -275,7 +273,7 @@ def _gallery(bundle: Bundle) -> ModelConfig:
         inputs=(
             Tensor("action", "bytes", (1,)),
             Tensor("identity", "bytes", (1,), optional=True),
-            Tensor("silhouettes", "uint8", (-1, size, size), optional=True),
+            Tensor("silhouettes", "uint8", (-1, *bundle.manifest.input.frame), optional=True),
             Tensor("lengths", "int64", (-1,), optional=True),
             Tensor("entry_id", "int64", (-1,), optional=True),
         ),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gaitsdk.errors import EmptyGalleryError, OptionError, ServerError
-from gaitsdk_export.triton.backend import Settings
+from gaitsdk_export.triton.backend import Settings, example_walk
 from gaitsdk_export.triton.installation import Installation, find_server
 from gaitsdk_export.triton.leftovers import make_folder, prefix, remove_leftovers
 
@@ -254,13 +254,13 @@ class TritonServer:
 
     def _canary(self) -> None:
         """One made-up walk through every model. Nobody enrolled yet is a healthy answer too."""
-        from gaitsdk import synthetic
         from gaitsdk.runtimes.triton import RemoteEngine
 
         try:
             engine = RemoteEngine(self.grpc_url, timeout=START_TIMEOUT, connect_timeout=START_TIMEOUT)
             try:
-                self._try(engine, synthetic.sequence(0, frames=10))
+                about = engine.description
+                self._try(engine, example_walk(about.size, about.channels))
             finally:
                 engine.close()
         except ServerError as error:

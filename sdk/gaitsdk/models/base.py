@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gaitsdk.errors import InputError, NoFramesError, SilhouetteShapeError, SilhouetteValueError
-from gaitsdk.models.blocks import SeparateBNNecks, is_tracing
+from gaitsdk.models.blocks import SeparateBNNecks, channels_last, is_tracing
 from gaitsdk.models.options import ModelOptions
-
 
 class GaitModel(nn.Module, abc.ABC):
     """A backbone: a silhouette sequence becomes a strip feature map F [s, d].
@@ -28,12 +27,21 @@ class GaitModel(nn.Module, abc.ABC):
             start leaves F unchanged; "alone" = padding changes F, so only equal lengths share a batch.
         chunk_frames: how many frames `forward_sequences` lets through the network at once; None = 32 on a CPU, whose
             caches larger chunks overflow, else 512.
+        least_frames: fewest frames that an exported graph takes; the networks below that repeat frames, which a
+            graph cannot decide.
+        ignored_keys: last parts of the names of constants that OpenGait's checkpoints hold and this network computes.
+        TAGS: options of the published configurations, by data set.
+        verified: False where no public network or number exists to compare with.
     """
 
     Options: ClassVar[type[ModelOptions]] = ModelOptions
     name: ClassVar[str] = ""
     length_handling: ClassVar[str] = "alone"
     input_channels: ClassVar[int] = 1
+    least_frames: ClassVar[int] = 1
+    ignored_keys: ClassVar[frozenset[str]] = frozenset()
+    TAGS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    verified: ClassVar[bool] = True
     chunk_frames: int | None = None
 
     def __init__(self, options: ModelOptions, *, strips: int, dims: int) -> None:
@@ -71,6 +79,11 @@ class GaitModel(nn.Module, abc.ABC):
         """The BN neck with the training classifier, where the architecture has one."""
         return None
 
+    def classify(self, features: Tensor) -> Tensor | None:
+        """Logits of the training classifier: features [B, s, d] from `extract` -> [B, s', C], None without one."""
+        neck = self.neck
+        return None if neck is None or neck.num_classes is None else neck.logits(neck.normalise(features))
+
     def forward(self, x: Tensor) -> Tensor:
         """Strip feature map.
 
@@ -94,14 +107,12 @@ class GaitModel(nn.Module, abc.ABC):
 
         Returns:
             F [B, s, d] before the BN neck (what the triplet loss takes, whatever `embedding` says) and the
-            classifier's logits [B, s, C], or None where the model has no classifier.
+            classifier's logits [B, s, C] ([B, 1, C] where it sees all strips at once), or None where the model has
+            no classifier.
         """
         self._check(x)
         features = self.extract(x)
-        neck = self.neck
-        if neck is None or neck.num_classes is None:
-            return features, None
-        return features, neck.logits(neck.normalise(features))
+        return features, self.classify(features)
 
     @torch.no_grad()
     def forward_sequences(self, sequences: Sequence[Tensor]) -> Tensor:
@@ -226,7 +237,7 @@ class FrameSetModel(GaitModel):
         """x [B, T, H, W] -> [B, s, d]; frames are folded into the batch for the 2-D stages."""
         batch, time = x.shape[0], x.shape[1]
         height, width = self.input_size
-        maps = self.frame_maps(x.reshape(batch * time, self.input_channels, height, width))
+        maps = self.frame_maps(channels_last(x.reshape(batch * time, self.input_channels, height, width)))
         pooled = tuple(m.reshape(batch, time, m.shape[1], m.shape[2], m.shape[3]).amax(dim=1) for m in maps)
         return self.set_features(pooled)
 
@@ -234,7 +245,7 @@ class FrameSetModel(GaitModel):
         maxima: list[tuple[Tensor, ...] | None] = [None] * len(sequences)
         for chunk in self._chunks([s.shape[0] for s in sequences]):
             frames = torch.cat([sequences[i][start:stop] for i, start, stop in chunk])
-            maps = self.frame_maps(frames.reshape(-1, self.input_channels, *self.input_size))
+            maps = self.frame_maps(channels_last(frames.reshape(-1, self.input_channels, *self.input_size)))
             counts = [stop - start for _, start, stop in chunk]
             parts = zip(*(torch.split(m, counts) for m in maps), strict=True)
             for (index, _, _), part in zip(chunk, parts, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ from gaitsdk.models.blocks import (
     horizontal_pyramid_pooling,
     initialise,
 )
-from gaitsdk.models.options import ModelOptions
+from gaitsdk.models.options import ModelOptions, count_blocks
 from gaitsdk.models.registry import register_model
 
 _STAGES = (1, 2, 3, 4)
@@ -92,6 +91,13 @@ class GaitBase(FrameSetModel):
     """ResNet9 per frame, maximum over the frames, s strips, one linear map per strip, BN neck for the classifier."""
 
     Options: ClassVar[type[ModelOptions]] = GaitBaseOptions
+    TAGS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "casiab": {},
+        "oumvlp": {},
+        "gait3d": {},
+        "grew": {},
+        "tiny": {"channels": (4, 6, 8, 10), "dims": 12},
+    }
 
     def __init__(self, options: GaitBaseOptions) -> None:
         super().__init__(options, strips=options.strips, dims=options.dims)
@@ -127,13 +133,8 @@ class GaitBase(FrameSetModel):
         classifier = shapes.get("BNNecks.fc_bin")
         return {
             "channels": tuple(shapes[key][0] for key in firsts),
-            "layers": tuple(_count_blocks(shapes, stage) for stage in _STAGES),
+            "layers": tuple(count_blocks(shapes, f"{_PREFIX}.layer{stage}") for stage in _STAGES),
             "dims": dims,
             "strips": strips,
             "num_classes": classifier[-1] if classifier else None,
         }
-
-
-def _count_blocks(shapes: Mapping[str, tuple[int, ...]], stage: int) -> int:
-    pattern = re.compile(rf"{re.escape(_PREFIX)}\.layer{stage}\.(\d+)\.")
-    return len({match.group(1) for key in shapes if (match := pattern.match(key))})

@@ -18,7 +18,7 @@ from gaitsdk.models.blocks import (
     horizontal_pyramid_pooling,
     initialise,
 )
-from gaitsdk.models.options import ModelOptions
+from gaitsdk.models.options import ModelOptions, halving_pyramid
 from gaitsdk.models.registry import register_model
 
 
@@ -62,6 +62,13 @@ class GaitSet(FrameSetModel):
     """
 
     Options: ClassVar[type[ModelOptions]] = GaitSetOptions
+    TAGS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "casiab": {},
+        "gait3d": {},
+        "oumvlp": {"channels": (64, 128, 256)},
+        "grew": {"channels": (64, 128, 256)},
+        "tiny": {"channels": (4, 6, 8), "dims": 12},
+    }
 
     def __init__(self, options: GaitSetOptions) -> None:
         super().__init__(options, strips=2 * sum(options.bins), dims=options.dims)
@@ -99,13 +106,5 @@ class GaitSet(FrameSetModel):
             return None
         strips, _, dims = shapes["Head.fc_bin"]
         options: dict[str, Any] = {"channels": tuple(shapes[key][0] for key in stages), "dims": dims}
-        bins = _pyramid(strips // 2)
+        bins = halving_pyramid(strips // 2)
         return options if bins is None else {**options, "bins": bins}
-
-
-def _pyramid(total: int) -> tuple[int, ...] | None:
-    """The halving pyramid with `total` strips: 31 = 16 + 8 + 4 + 2 + 1; None where there is none."""
-    top = (total + 1) // 2
-    if total < 1 or top & (top - 1) or total != 2 * top - 1:
-        return None
-    return tuple(top >> level for level in range(top.bit_length()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +26,20 @@ def suggest(word: str, words: Iterable[str]) -> str:
     near = nearest(word, known)
     listed = f"known are {', '.join(known) or '(none)'}"
     return f"did you mean '{near}'? {listed}" if near else listed
+
+
+def halving_pyramid(total: int) -> tuple[int, ...] | None:
+    """The bins of the halving pyramid with `total` strips: 31 = 16 + 8 + 4 + 2 + 1; None where there is none."""
+    top = (total + 1) // 2
+    if total < 1 or top & (top - 1) or total != 2 * top - 1:
+        return None
+    return tuple(top >> level for level in range(top.bit_length()))
+
+
+def count_blocks(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    """How many numbered parts `prefix.0.*`, `prefix.1.*` ... a checkpoint has."""
+    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+    return len({match.group(1) for key in shapes if (match := pattern.match(key))})
 
 
 def _is_positive_int(value: object) -> bool:
@@ -84,6 +99,12 @@ class ModelOptions:
         if not ok or (count is not None and len(value) != count):
             raise self._refusal(name, f"{count or 'a sequence of'} positive integers")
         object.__setattr__(self, name, tuple(value))
+
+    def check_fraction(self, name: str) -> None:
+        """Field `name` is a number of at least 0 and below 1."""
+        value = getattr(self, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.0 <= value < 1.0:
+            raise self._refusal(name, "a number of at least 0 and below 1")
 
     def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         """Field `name` is one of `choices`."""

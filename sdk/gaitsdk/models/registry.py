@@ -43,8 +43,22 @@ def register_model(name: str) -> Callable[[ModelT], ModelT]:
 
 
 def list_models() -> list[str]:
-    """The names that `create` takes, in alphabetical order."""
+    """The names that `create` takes, in alphabetical order.
+
+    `list_tags(name)` gives the published configurations of one, `model_class(name).TAGS` their options.
+    """
     return sorted(_MODELS)
+
+
+def list_tags(name: str) -> list[str]:
+    """The published configurations of a model, by the data set that each is for, in alphabetical order.
+
+    "tiny" is none of them, but a network for tests that runs in no time.
+
+    Raises:
+        UnknownModelError: nobody registered that name.
+    """
+    return sorted(model_class(name).TAGS)
 
 
 def model_class(name: str) -> type[GaitModel]:
@@ -58,18 +72,24 @@ def model_class(name: str) -> type[GaitModel]:
     return _MODELS[name]
 
 
-def create(name: str, **options: Any) -> GaitModel:
+def create(name: str, tag: str | None = None, **options: Any) -> GaitModel:
     """A new backbone with random weights, in training mode.
 
     Args:
         name: one of `list_models()`.
-        options: fields of `model_class(name).Options`; lists may stand for tuples. None at all = the published
-            network for 64x44 silhouettes.
+        tag: one of `list_tags(name)`, the published configuration for that data set; None = the published network for
+            64x44 silhouettes. No tag brings a classifier: that belongs to whoever trains (`num_classes`).
+        options: fields of `model_class(name).Options`; they override the tag's; lists may stand for tuples.
 
     Returns:
         The model; its `name` and `options` recreate it.
 
     Raises:
-        UnknownModelError: unknown name. OptionError: unknown option or impossible value.
+        UnknownModelError: unknown name. OptionError: unknown tag or option, or impossible value.
     """
-    return model_class(name).from_options(options)
+    cls = model_class(name)
+    if tag is not None and (not isinstance(tag, str) or tag not in cls.TAGS):
+        raise OptionError(
+            f"model '{name}' has no tag {tag!r}", where="models.create", fix=suggest(str(tag), cls.TAGS)
+        )  # fmt: skip
+    return cls.from_options({**(cls.TAGS[tag] if tag else {}), **options})

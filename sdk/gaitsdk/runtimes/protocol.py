@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from gaitsdk.checks import check_frames
 from gaitsdk.errors import BundleError, InputError, RuntimeUnavailableError, SilhouetteShapeError, SilhouetteValueError
 
 if TYPE_CHECKING:
@@ -130,12 +131,8 @@ def has_artefacts(bundle: Bundle, kind: str) -> bool:
 
 def check_silhouettes(silhouettes: Silhouettes, bundle: Bundle) -> Silhouettes:
     """The batch as a C-contiguous uint8 array, once rank, size and dtype are right."""
-    size, channels = bundle.manifest.input.size, bundle.manifest.input.channels
-    frame = (size, size) if channels == 1 else (channels, size, size)
     array = np.asarray(silhouettes)
-    if array.ndim != 2 + len(frame) or array.shape[2:] != frame:
-        expected = ", ".join(map(str, ("B", "T", *frame)))
-        raise SilhouetteShapeError("wrong shape", where="silhouettes", got=list(array.shape), expected=f"[{expected}]")
+    check_frames(array.shape, bundle.manifest.input.size, bundle.manifest.input.channels, axes="BT")
     if array.dtype != np.uint8:
         raise SilhouetteValueError("wrong dtype", where="silhouettes", got=array.dtype, expected="uint8 in 0..255")
     if array.shape[1] == 0:

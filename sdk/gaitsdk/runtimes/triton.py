@@ -64,7 +64,8 @@ class RemoteEngine:
         self._timeout = float(timeout)
         try:
             about = self._describe(min(connect_timeout, self._timeout))
-            self.description = Description(**{each.name: about[each.name] for each in fields(Description)})
+            known = [each.name for each in fields(Description) if each.name in about]
+            self.description = Description(**{name: about[name] for name in known})
             self._length_handling: str = about["length_handling"]
             self._max_batch = min(pipeline.MAX_BATCH, int(about["max_batch"]))
             #: A number, None, or the text of the error that asking for it raises.

@@ -1,13 +1,14 @@
 """Augmentations of silhouette batches, for robustness against imperfect masks and cameras. All off by default.
 
-Each is drawn once per sequence and applied to all its frames, so the gait itself is untouched. Random numbers are drawn
-on the CPU, so a seed gives the same batch on every device.
+Each is drawn once per sequence and applied to all its frames, so the gait itself is untouched; `drop_frames` alone is
+about time. Random numbers are drawn on the CPU, so a seed gives the same batch on every device.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,11 @@ class Augmentation:
         erode, dilate: 3x3 minimum or maximum, as from a mask that is too thin or too fat.
         erase: clear a rectangle of up to `erase_area` of the frame (something carried in front, a hole in the mask).
         drop_rows: clear a band of up to `rows` of the height (an occluder).
+        rotate: rotate by up to `degrees`, and nothing else (published recipes: 10 degrees).
+        perspective: move each corner of the frame by up to `tilt` of the half side, along both axes (a camera that
+            looks up or down).
+        drop_frames: lose each frame with a probability of up to `frames`; the frame before it stands still instead, as
+            in a video with gaps (where the first is lost, the first that is left).
     """
 
     flip: float = 0.0
@@ -39,6 +45,11 @@ class Augmentation:
     erase_area: float = 0.08
     drop_rows: float = 0.0
     rows: float = 0.2
+    rotate: float = 0.0
+    perspective: float = 0.0
+    tilt: float = 0.15
+    drop_frames: float = 0.0
+    frames: float = 0.3
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -71,14 +82,22 @@ def augment(batch: Tensor, options: Augmentation, generator: torch.Generator) ->
         return (torch.rand(count, generator=generator) < probability).nonzero()[:, 0]
 
     result = batch.clone()
-    for rows, change in (
+    steps: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = [
         (chosen(options.flip), lambda x: x.flip(-1)),
         (chosen(options.affine), lambda x: _affine(x, options, generator)),
         (chosen(options.erode), lambda x: -_max3(-x)),
         (chosen(options.dilate), lambda x: _max3(x)),
         (chosen(options.erase), lambda x: _clear(x, _rectangles(len(x), options.erase_area, generator))),
         (chosen(options.drop_rows), lambda x: _clear(x, _bands(len(x), options.rows, generator))),
-    ):
+    ]
+    # Younger than the recipes of published bundles: drawn only where asked for, so that those give the same batches.
+    younger: tuple[tuple[float, Callable[[Tensor], Tensor]], ...] = (
+        (options.rotate, lambda x: _affine(x, replace(options, shear=0.0, scale=0.0), generator)),
+        (options.perspective, lambda x: _perspective(x, options.tilt, generator)),
+        (options.drop_frames, lambda x: _drop_frames(x, options.frames, generator)),
+    )
+    steps += [(chosen(probability), change) for probability, change in younger if probability]
+    for rows, change in steps:
         if len(rows):
             rows = rows.to(batch.device)
             result[rows] = change(result[rows])
@@ -105,6 +124,37 @@ def _affine(x: Tensor, options: Augmentation, generator: torch.Generator) -> Ten
     theta = torch.stack([row_x, row_y], dim=1).to(x.device, x.dtype)
     grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0.0, 1.0)
+
+
+def _perspective(x: Tensor, tilt: float, generator: torch.Generator) -> Tensor:
+    """One map of the projective plane per sequence: the corners of the frame are read where they have moved to."""
+    count, _, height, width = x.shape
+    corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+    moved = corners + tilt * (2.0 * torch.rand(count, 4, 2, generator=generator, dtype=torch.float64) - 1.0)
+    # For every corner (x, y) -> (u, v): u (g x + h y + 1) = a x + b y + c, and v (g x + h y + 1) = d x + e y + f.
+    point = torch.cat([corners, torch.ones(4, 1, dtype=torch.float64)], dim=1).expand(count, 4, 3)
+    zero = torch.zeros_like(point)
+    rows_u = torch.cat([point, zero, -moved[..., :1] * corners], dim=-1)
+    rows_v = torch.cat([zero, point, -moved[..., 1:] * corners], dim=-1)
+    right = torch.cat([moved[..., 0], moved[..., 1]], dim=1)
+    solved = torch.linalg.solve(torch.cat([rows_u, rows_v], dim=1), right)
+    homography = torch.cat([solved, torch.ones(count, 1, dtype=torch.float64)], dim=1).view(count, 3, 3)
+    identity = torch.eye(2, 3, dtype=torch.float64)[None]
+    plane = F.affine_grid(identity, [1, 1, height, width], align_corners=False).view(-1, 2)
+    plane = torch.cat([plane, torch.ones(len(plane), 1, dtype=torch.float64)], dim=1)
+    projected = plane @ homography.transpose(1, 2)
+    grid = (projected[..., :2] / projected[..., 2:]).view(count, height, width, 2).to(x.device, x.dtype)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0.0, 1.0)
+
+
+def _drop_frames(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    count, length = x.shape[:2]
+    kept = torch.rand(count, length, generator=generator) >= share * torch.rand(count, 1, generator=generator)
+    kept[:, 0] |= ~kept.any(dim=1)  # something has to be left
+    first = kept.to(torch.uint8).argmax(dim=1, keepdim=True)
+    standing = torch.where(kept, torch.arange(length), torch.full((), -1)).cummax(dim=1).values
+    source = torch.maximum(standing, first).to(x.device)
+    return x[torch.arange(count, device=x.device)[:, None], source]
 
 
 def _rectangles(count: int, area: float, generator: torch.Generator) -> Tensor:

@@ -1,14 +1,17 @@
-"""Labelled silhouette sequences in memory, or memory-mapped where all lengths are equal."""
+"""Labelled silhouette sequences, in memory or memory-mapped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gaitsdk.errors import DatasetError, InputError, OptionError
+
+if TYPE_CHECKING:
+    from gaitsdk_training.data.reading import LoadReport
 
 Silhouettes = NDArray[np.uint8]
 
@@ -25,25 +28,70 @@ def check_share(value: float, where: str) -> None:
         )
 
 
+class FrameSlices:
+    """n sequences of any lengths that lie in one array; each is a view of it, made when it is asked for.
+
+    Args:
+        frames: uint8 [N, S, S], which may be memory-mapped.
+        starts, lengths: int64 [n], where each sequence begins and how many frames it has, >= 1.
+        prefetch: called as prefetch(start, length), makes the system fetch these frames; None where they are in memory.
+    """
+
+    def __init__(
+        self,
+        frames: Silhouettes,
+        starts: ArrayLike,
+        lengths: ArrayLike,
+        prefetch: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.frames = frames
+        self.prefetch = prefetch
+        self.starts: NDArray[np.int64] = np.asarray(starts, np.int64)
+        self.lengths: NDArray[np.int64] = np.asarray(lengths, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Silhouettes:
+        start = int(self.starts[index])
+        return self.frames[start : start + int(self.lengths[index])]
+
+    def __iter__(self) -> Iterator[Silhouettes]:
+        return (self[index] for index in range(len(self)))
+
+    def select(self, indices: NDArray[np.int64]) -> FrameSlices:
+        """The sequences at these positions."""
+        return FrameSlices(self.frames, self.starts[indices], self.lengths[indices], self.prefetch)
+
+
 class SequenceDataset:
     """n sequences with identity, type (walking condition) and view.
 
     Args:
-        sequences: n arrays [T_i, S, S] uint8, or one array [n, T, S, S] (which may be memory-mapped).
+        sequences: n arrays [T_i, S, S] uint8, or one array [n, T, S, S] (which may be memory-mapped), or `FrameSlices`.
         identities, types, views: n strings each.
+        report: what had to be left out when they were read; None where they were not read from files.
 
     Attributes:
         labels: int64 [n], position of the identity in `classes`.
         classes: the distinct identities, sorted.
+        report: as above; a subset has that of the whole.
 
     Raises:
         DatasetError: no sequence. InputError: lengths or shapes do not fit, or the dtype is not uint8.
     """
 
     def __init__(
-        self, sequences: Sequence[Silhouettes] | Silhouettes, identities: ArrayLike, types: ArrayLike, views: ArrayLike
+        self,
+        sequences: Sequence[Silhouettes] | Silhouettes | FrameSlices,
+        identities: ArrayLike,
+        types: ArrayLike,
+        views: ArrayLike,
+        *,
+        report: LoadReport | None = None,
     ) -> None:
         self.sequences = sequences
+        self.report = report
         self.identities: NDArray[Any] = np.asarray(identities, dtype=str)
         self.types: NDArray[Any] = np.asarray(types, dtype=str)
         self.views: NDArray[Any] = np.asarray(views, dtype=str)
@@ -66,8 +114,8 @@ class SequenceDataset:
                     got=f"shape {getattr(self, name).shape}",
                     expected=f"({count},)",
                 )
-        stacked = isinstance(self.sequences, np.ndarray)
-        for index in range(1 if stacked else count):
+        one_array = isinstance(self.sequences, (np.ndarray, FrameSlices))
+        for index in range(1 if one_array else count):
             each = self.sequences[index]
             square = each.ndim == 3 and each.shape[0] > 0 and each.shape[1] == each.shape[2]
             if each.dtype != np.uint8 or not square or each.shape[1:] != self.sequences[0].shape[1:]:
@@ -87,6 +135,12 @@ class SequenceDataset:
         sequence: Silhouettes = self.sequences[index]
         return sequence
 
+    def expect(self, indices: Iterable[int]) -> None:
+        """Says which sequences are read next, so that a disk works on all at once; does nothing in memory."""
+        if isinstance(self.sequences, FrameSlices) and self.sequences.prefetch is not None:
+            for index in indices:
+                self.sequences.prefetch(int(self.sequences.starts[index]), int(self.sequences.lengths[index]))
+
     @property
     def size(self) -> int:
         """S, the height and width of a frame."""
@@ -95,10 +149,14 @@ class SequenceDataset:
     def subset(self, indices: ArrayLike) -> SequenceDataset:
         """The sequences at these positions (or where a boolean mask is True); labels are counted anew."""
         chosen = np.asarray(indices)
-        if chosen.dtype == np.bool_:
-            chosen = np.flatnonzero(chosen)
-        sequences = [self.sequences[int(i)] for i in chosen]  # views: nothing is copied
-        return SequenceDataset(sequences, self.identities[chosen], self.types[chosen], self.views[chosen])
+        chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
+        sequences: FrameSlices | list[Silhouettes]  # views: nothing is copied
+        if isinstance(self.sequences, FrameSlices):
+            sequences = self.sequences.select(chosen)
+        else:
+            sequences = [self.sequences[int(i)] for i in chosen]
+        names = self.identities[chosen], self.types[chosen], self.views[chosen]
+        return SequenceDataset(sequences, *names, report=self.report)
 
     def of_identities(self, identities: Iterable[str]) -> SequenceDataset:
         """The sequences of these identities; those that have none here are ignored."""

@@ -1,4 +1,4 @@
-"""Where training sequences come from: a CASIA-B-style tree, or synthetic walkers with a cache on disk."""
+"""Where training sequences come from: a tree, a packed file of one, or synthetic walkers with a cache on disk."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gaitsdk import synthetic
-from gaitsdk.errors import DatasetError, SilhouetteError
+from gaitsdk.datasets import Partition, SequenceTree
+from gaitsdk.errors import DatasetError, OptionError
 from gaitsdk_training.data.dataset import SequenceDataset
+from gaitsdk_training.data.packed import PackedSequences
+from gaitsdk_training.data.public import PublicDataset, public_dataset
+from gaitsdk_training.data.reading import LoadReport, Progress, Skipped, nothing_usable, read_usable, skipped_folders
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
+#: Of a split.
+PARTS = ("train", "test")
 
 
 def from_tree(
@@ -29,53 +34,149 @@ def from_tree(
     identities: Iterable[str] | None = None,
     types: Sequence[str] | None = None,
     views: Sequence[str] | None = None,
+    dataset: str | PublicDataset | None = None,
+    partition: Partition | str | os.PathLike[str] | None = None,
+    part: str = "train",
     size: int = 64,
     progress: Progress | None = None,
 ) -> SequenceDataset:
-    """Loads `<root>/<id>/<type>/<view>/*`: all of it, or the named identities, types and views.
+    """Loads `<root>/<id>/<type>/<view>/*`, or opens what `pack` made of it: all, or the named identities, types, views.
 
-    A sequence that cannot be used (no person in any frame, for example) is left out with a warning that names it.
+    Files that cannot be used (corrupt, empty, NaN, nobody in any frame) are left out: each is logged with its path, and
+    `report` of the result lists them all.
 
     Args:
-        root: the tree.
+        root: the tree, or a packed file, which is not read but memory-mapped.
         identities: whom to load, None = all; those who are not there are left out with a warning, as partition files
             often name people whom a copy of a data set lacks.
         types, views: what to load; None = all.
+        dataset: a public data set, by name or description: its names are checked, and its official split gives the
+            identities of `part`.
+        partition: the file of a split, or one read already; wins over the public data set's rule.
+        part: "train" or "test", of the data set or partition; without either, everybody is loaded.
         size: S, height and width of the frames; sequences of that size are taken as they are, others normalised.
         progress: called as progress(done, total).
 
     Raises:
-        DatasetError: no tree there, no such type or view in it, no identity of those wanted, or an unreadable file.
+        DatasetError: no tree there, no such type or view in it, other names than the data set's, no identity of those
+            wanted, or not one usable file.
+        OptionError: no such data set or part, a part of no split, or identities beside a split.
     """
-    from gaitsdk.datasets import SequenceTree
-    from gaitsdk.silhouettes import prepare
-
-    wanted = None if identities is None else {str(each) for each in identities}
-    references = [
-        each for each in SequenceTree(root, types=types, views=views) if wanted is None or each.identity in wanted
-    ]
-    if wanted is not None and (absent := sorted(wanted - {each.identity for each in references})):
-        logger.warning("%d of %d wanted identities are not there: %s", len(absent), len(wanted), ", ".join(absent[:20]))
-    kept, sequences = [], []
-    for done, each in enumerate(references, 1):
-        try:
-            sequences.append(prepare(each.load(), size, min_frames=1).silhouettes)
-            kept.append(each)
-        except SilhouetteError as error:
-            logger.warning("left out %s/%s/%s: %s", each.identity, each.type, each.view, error)
-        if progress is not None:
-            progress(done, len(references))
-    if not kept:
-        raise DatasetError(
-            "no usable sequence",
-            where=str(root),
-            got=f"{len(references)} sequences of the wanted identities, types and views",
-            expected="at least one",
-            fix="check the folder, and that the partition's identities are named as its folders are",
+    if part not in PARTS:
+        raise OptionError("no such part", where="part", got=repr(part), expected=" or ".join(PARTS))
+    split = dataset is not None or partition is not None
+    if part != "train" and not split:
+        raise OptionError("there is no split to have a part of", where="part", got=repr(part), fix="name the split")
+    if split and identities is not None:
+        raise OptionError(
+            "identities and a split are given", where="identities", expected="one or the other", fix="leave one out"
         )
-    return SequenceDataset(
-        sequences, [each.identity for each in kept], [each.type for each in kept], [each.view for each in kept]
-    )
+    described = public_dataset(dataset) if isinstance(dataset, str) else dataset
+
+    def wanted_of(present: Sequence[str], kinds: Iterable[str], angles: Iterable[str]) -> set[str] | None:
+        """Whom to load of those who are there."""
+        if described is not None:
+            described.check_names(present, kinds, angles, str(root))
+        if not split:
+            return None if identities is None else {str(each) for each in identities}
+        chosen = _split(described, partition, present)
+        _log_split(described, chosen, present, part, str(root))
+        return set(chosen.train if part == "train" else chosen.test)
+
+    if Path(root).is_file():
+        packed = PackedSequences(root)
+        wanted = wanted_of(packed.classes, set(packed.types.tolist()), set(packed.views.tolist()))
+        return _choose(packed, wanted, types, views, size)
+    tree = SequenceTree(root, types=types, views=views)
+    return _load(tree, wanted_of(tree.identities, tree.types, tree.views), size, progress)
+
+
+def _load(tree: SequenceTree, wanted: set[str] | None, size: int, progress: Progress | None) -> SequenceDataset:
+    references = [each for each in tree if wanted is None or each.identity in wanted]
+    skipped = skipped_folders(tree)
+    kept, sequences = [], []
+    for each, silhouettes in read_usable(references, size, skipped, progress):
+        kept.append(each)
+        sequences.append(silhouettes)
+    if not kept:
+        raise nothing_usable(tree.root, len(references), skipped)
+    names = [each.identity for each in kept], [each.type for each in kept], [each.view for each in kept]
+    return SequenceDataset(sequences, *names, report=_report(tree.root, names[0], skipped, wanted))
+
+
+def _choose(
+    packed: PackedSequences,
+    wanted: set[str] | None,
+    types: Sequence[str] | None,
+    views: Sequence[str] | None,
+    size: int,
+) -> SequenceDataset:
+    """The wanted sequences of a packed file, with the messages that a tree would have given."""
+    if packed.size != size:
+        raise DatasetError(
+            "the packed sequences have another size",
+            where=str(packed.path),
+            got=f"{packed.size} pixels",
+            expected=f"{size}",
+            fix=f"pack the tree again with size={size}",
+        )
+    mask = np.ones(len(packed), bool)
+    for level, there, asked in (("types", packed.types, types), ("views", packed.views, views)):
+        if asked is None:
+            continue
+        mask &= np.isin(there, list(asked))
+        absent = sorted(set(asked) - set(there.tolist()))
+        if absent and not np.isin(there, list(asked)).any():
+            raise DatasetError(
+                f"no sequence has any of these {level}",
+                where=str(packed.path),
+                got=", ".join(absent),
+                expected=f"some of {', '.join(sorted(set(there.tolist()))[:8])}",
+            )
+        if absent:
+            logger.warning("%s: %s that are not there: %s", packed.path, level, ", ".join(absent))
+    if wanted is not None:
+        mask &= np.isin(packed.identities, sorted(wanted))
+    if not mask.any():
+        raise nothing_usable(packed.path, 0, ())
+    chosen = packed if mask.all() else packed.subset(mask)
+    skipped: tuple[Skipped, ...] = () if packed.report is None else packed.report.skipped
+    chosen.report = _report(packed.path, chosen.identities.tolist(), skipped, wanted)
+    return chosen
+
+
+def _split(
+    described: PublicDataset | None, partition: Partition | str | os.PathLike[str] | None, present: Sequence[str]
+) -> Partition:
+    if described is not None:
+        return described.split(present, partition)
+    if isinstance(partition, Partition):
+        return partition
+    return Partition.read(partition or "")
+
+
+def _log_split(
+    described: PublicDataset | None, chosen: Partition, present: Sequence[str], part: str, where: str
+) -> None:
+    """Says who is in neither part, and how far a copy falls short of the official split."""
+    outside = sorted(set(present) - set(chosen.train) - set(chosen.test))
+    if outside:
+        names = ", ".join(outside[:20]) + (", ..." if len(outside) > 20 else "")
+        logger.warning("%s: %d identities are in neither part of the split: %s", where, len(outside), names)
+    if described is not None:
+        official = described.train if part == "train" else described.test
+        found = len(set(chosen.train if part == "train" else chosen.test) & set(present))
+        if found != official:
+            logger.warning("%s: %d of the %d official %s identities are there", where, found, official, part)
+
+
+def _report(source: Path, identities: Sequence[str], skipped: Sequence[Skipped], wanted: set[str] | None) -> LoadReport:
+    """What was loaded, which is logged."""
+    absent = tuple(sorted((wanted or set()) - set(identities)))
+    count = None if wanted is None else len(wanted)
+    report = LoadReport(str(source), len(identities), tuple(skipped), count, absent)
+    logger.log(logging.WARNING if skipped or absent else logging.INFO, "%s", report.summary())
+    return report
 
 
 def from_synthetic(

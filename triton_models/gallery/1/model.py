@@ -1,6 +1,7 @@
 """gallery: who is enrolled. One request does one `action`; what it changes is durable before the answer.
 
-    enroll      identity, silhouettes [F, S, S] (all sequences, one after the other), lengths [n] -> entry_id [n]
+    enroll      identity, silhouettes [F, S, S] (all sequences, one after the other; [F, C, S, S] for a model of C
+                maps), lengths [n] -> entry_id [n]
     delete      identity -> count: entries deleted
     identities  -> identity [n]
     count       -> count: entries
@@ -17,13 +18,13 @@ import json
 
 import numpy as np
 
-from gaitsdk import pipeline, synthetic
+from gaitsdk import pipeline
 from gaitsdk.calibration import threshold_for
 from gaitsdk.engine import describe
 from gaitsdk.errors import CalibrationError, InputError, OptionError, ServerError
 from gaitsdk.runtimes.wire import EMBED, decode_error, encode_error
 from gaitsdk.silhouettes import check_silhouettes
-from gaitsdk_export.triton.backend import Model, to_bytes
+from gaitsdk_export.triton.backend import Model, example_walk, to_bytes
 
 
 class TritonPythonModel(Model):
@@ -63,8 +64,9 @@ class TritonPythonModel(Model):
                 expected="one length >= 1 per sequence, together all frames",
             )
         sequences = np.split(frames, np.cumsum(lengths)[:-1])
+        spec = self.bundle.manifest.input
         for sequence in sequences:
-            check_silhouettes(sequence, self.bundle.size)
+            check_silhouettes(sequence, spec.size, channels=spec.channels)
         features = pipeline.embed_many(
             lambda batch: self.embed(batch)[0],
             sequences,
@@ -88,7 +90,9 @@ class TritonPythonModel(Model):
 
     def describe(self, request):
         if self.description is None:
-            runtime = json.loads(self.embed(synthetic.sequence(0, frames=10)[None])[1].ravel()[0])
+            spec = self.bundle.manifest.input
+            example = example_walk(spec.size, spec.channels)[None]
+            runtime = json.loads(self.embed(example)[1].ravel()[0])
             about = describe(self.bundle, self.reranker, runtime["runtime"], runtime["device"])
             self.description = json.dumps(
                 {

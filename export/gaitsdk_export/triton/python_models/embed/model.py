@@ -1,4 +1,5 @@
-"""embed: silhouettes [B, T, S, S] uint8 -> features [B, s, d] float32, through one of the SDK's own runtimes."""
+"""embed: silhouettes [B, T, S, S] uint8 ([B, T, C, S, S] for a model of C maps) -> features [B, s, d] float32, through
+one of the SDK's own runtimes."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ class TritonPythonModel(Batched):
         self.runtime = json.dumps({"runtime": self.networks.name, "device": self.networks.device})
 
     def read(self, request):
-        silhouettes = self.require(request, "silhouettes")
+        spec, silhouettes = self.bundle.manifest.input, self.require(request, "silhouettes")
         for sequence in silhouettes:
-            check_silhouettes(sequence, self.bundle.size)
+            check_silhouettes(sequence, spec.size, channels=spec.channels)
         return silhouettes.shape[1], (silhouettes,)
 
     def run(self, frames, silhouettes):

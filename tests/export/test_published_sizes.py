@@ -1,0 +1,48 @@
+"""Every published configuration by every exporter, with free axes and the same answers (`make test-models`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from gaitsdk.models import create, list_models, model_class  # noqa: E402
+from gaitsdk_export.cases import embedder_cases  # noqa: E402
+from gaitsdk_export.parity import Verdict  # noqa: E402
+from gaitsdk_export.to_onnx import to_onnx  # noqa: E402
+from gaitsdk_export.to_torchscript import to_torchscript  # noqa: E402
+from gaitsdk_export.wrappers import EmbedderForExport  # noqa: E402
+
+EXPORTERS = {"onnx": to_onnx, "torchscript": to_torchscript}
+
+
+def _published() -> list[tuple[str, str]]:
+    """One tag for each different network; the tags of an architecture often share one."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in list_models():
+        for tag, options in model_class(name).TAGS.items():
+            if tag != "tiny":
+                found.setdefault(json.dumps([name, options], sort_keys=True), (name, tag))
+    return list(found.values())
+
+
+@pytest.mark.models
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("exporter", sorted(EXPORTERS))
+@pytest.mark.parametrize(("name", "tag"), _published())
+def test_published_network_is_exported_with_the_same_answers(
+    name: str, tag: str, exporter: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model: Any = create(name, tag=tag).eval()
+    size = model.input_size[0]
+    wrapper = EmbedderForExport(model, size, model.input_channels)
+    cases = embedder_cases(size, model.input_channels, batches=(1, 2, 3), lengths=(5, 16))
+    report = EXPORTERS[exporter](wrapper, tmp_path / exporter, cases=cases)
+    assert report is not None and report.verdict is Verdict.OK
+    assert report.max_abs <= 1e-4 and report.cosine >= 0.99999
