@@ -19,6 +19,7 @@ from gaitsdk.recognizer import TOP_K, Recognizer
 from gaitsdk.silhouettes import Silhouettes, prepare
 
 if TYPE_CHECKING:
+    from gaitsdk.engine import Description
     from gaitsdk.results import Identification
 
 #: Enrolled where nothing else is asked for, as far as the tree has them: CASIA-B's gallery.
@@ -103,7 +104,7 @@ def identify_tree(
     skipped = list(tree.skipped)
     known: set[str] = set()
     for ref in _track(enrolled, "enrolling", progress):
-        for _, silhouettes in _usable([ref], recognizer.description.size, skipped):
+        for _, silhouettes in _usable([ref], recognizer.description, skipped):
             recognizer.enroll(ref.identity, silhouettes)
             known.add(ref.identity)
     mated = [ref for ref in probes if ref.identity in known]
@@ -112,7 +113,7 @@ def identify_tree(
     # The whole list that is re-ranked, so that the first of the shortlist is among the candidates.
     listed = max(top_k, recognizer.description.k, k or 0)
     for start in _track(range(0, len(mated), BATCH), "identifying", progress):
-        usable = list(_usable(mated[start : start + BATCH], recognizer.description.size, skipped))
+        usable = list(_usable(mated[start : start + BATCH], recognizer.description, skipped))
         results = recognizer.identify_many([silhouettes for _, silhouettes in usable], listed, k=k) if usable else []
         for (ref, _), result in zip(usable, results, strict=True):
             tally = tallies[ref.type.split("-")[0]]
@@ -180,10 +181,12 @@ def _split(
     return enrolled, probes
 
 
-def _usable(refs: Sequence[SequenceRef], size: int, skipped: list[str]) -> Iterator[tuple[SequenceRef, Silhouettes]]:
+def _usable(
+    refs: Sequence[SequenceRef], model: Description, skipped: list[str]
+) -> Iterator[tuple[SequenceRef, Silhouettes]]:
     for ref in refs:
         try:
-            yield ref, prepare(ref.load(), size).silhouettes
+            yield ref, prepare(ref.load(), model.size, channels=model.channels).silhouettes
         except (SilhouetteError, DatasetError) as error:
             skipped.append(f"{ref.identity}/{ref.type}/{ref.view}: {error}")
 

@@ -153,7 +153,19 @@ def test_bad_usage_is_2_and_failure_is_1(
 
 def test_every_verb_explains_itself(run: Any) -> None:
     shown = run("--help")
-    verbs = ("demo", "train", "evaluate", "export", "serve", "deploy", "enroll", "identify", "verify", "doctor")
+    verbs = (
+        "demo",
+        "train",
+        "evaluate",
+        "import-opengait",
+        "export",
+        "serve",
+        "deploy",
+        "enroll",
+        "identify",
+        "verify",
+        "doctor",
+    )
     for verb in verbs:
         assert verb in shown.out
         assert run(verb, "--help").code == 0

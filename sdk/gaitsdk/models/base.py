@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from gaitsdk.errors import InputError, NoFramesError, SilhouetteShapeError, SilhouetteValueError
-from gaitsdk.models.blocks import SeparateBNNecks, channels_last, is_tracing
+from gaitsdk.models.blocks import SeparateBNNecks, channels_last, frames_per_chunk, is_exporting, is_tracing
 from gaitsdk.models.options import ModelOptions
+
 
 class GaitModel(nn.Module, abc.ABC):
     """A backbone: a silhouette sequence becomes a strip feature map F [s, d].
@@ -25,8 +26,8 @@ class GaitModel(nn.Module, abc.ABC):
         input_size: (H, W) of one input frame.
         length_handling: how a shorter sequence may be padded in a batch: "cyclic" = repeating its frames from the
             start leaves F unchanged; "alone" = padding changes F, so only equal lengths share a batch.
-        chunk_frames: how many frames `forward_sequences` lets through the network at once; None = 32 on a CPU, whose
-            caches larger chunks overflow, else 512.
+        chunk_frames: how many frames `forward_sequences` lets through the network at once; None = what is fastest,
+            16 to 128 on a CPU, 512 on a GPU.
         least_frames: fewest frames that an exported graph takes; the networks below that repeat frames, which a
             graph cannot decide.
         ignored_keys: last parts of the names of constants that OpenGait's checkpoints hold and this network computes.
@@ -174,7 +175,7 @@ class GaitModel(nn.Module, abc.ABC):
     def _chunk_frames(self) -> int:
         if self.chunk_frames is not None:
             return self.chunk_frames
-        return 32 if next(self.parameters()).device.type == "cpu" else 512
+        return frames_per_chunk(self)
 
     def _frame_shape(self) -> tuple[int, ...]:
         return self.input_size if self.input_channels == 1 else (self.input_channels, *self.input_size)
@@ -237,7 +238,12 @@ class FrameSetModel(GaitModel):
         """x [B, T, H, W] -> [B, s, d]; frames are folded into the batch for the 2-D stages."""
         batch, time = x.shape[0], x.shape[1]
         height, width = self.input_size
-        maps = self.frame_maps(channels_last(x.reshape(batch * time, self.input_channels, height, width)))
+        frames = channels_last(x.reshape(batch * time, self.input_channels, height, width))
+        if torch.is_grad_enabled() or is_exporting():
+            maps = self.frame_maps(frames)
+        else:
+            chunks = [self.frame_maps(chunk) for chunk in torch.split(frames, frames_per_chunk(self))]
+            maps = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
         pooled = tuple(m.reshape(batch, time, m.shape[1], m.shape[2], m.shape[3]).amax(dim=1) for m in maps)
         return self.set_features(pooled)
 

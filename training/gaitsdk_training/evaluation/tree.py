@@ -118,13 +118,14 @@ def _embed(
     kept: list[SequenceRef] = []
     skipped: list[dict[str, str]] = []
     report = _stage(progress, "embedding")
+    spec = bundle.manifest.input
     for start in range(0, len(references), _CHUNK):
         sequences = []
         for each in references[start : start + _CHUNK]:
             try:
-                sequences.append(prepare(each.load(), bundle.size, min_frames=1).silhouettes)
+                sequences.append(prepare(each.load(), spec.size, channels=spec.channels, min_frames=1).silhouettes)
                 kept.append(each)
-            except SilhouetteError as error:
+            except (SilhouetteError, DatasetError) as error:
                 skipped.append({"sequence": f"{each.identity}/{each.type}/{each.view}", "reason": str(error)})
         if sequences:
             handling = bundle.manifest.length_handling
