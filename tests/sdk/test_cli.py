@@ -166,7 +166,7 @@ def test_every_verb_explains_itself(run: Any) -> None:
         "verify",
         "doctor",
     )
-    for verb in verbs:
+    for verb in (*verbs, "import-opengait"):
         assert verb in shown.out
         assert run(verb, "--help").code == 0
 

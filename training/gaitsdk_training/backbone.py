@@ -1,4 +1,4 @@
-"""Training a backbone: triplet and cross-entropy losses on P x K batches."""
+"""Training a backbone: triplets or GaitMPL's losses, and cross-entropy, on P x K batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,18 +17,18 @@ from torch import Tensor, nn
 from gaitsdk.errors import OptionError, TrainingError
 from gaitsdk.models import GaitModel, create, model_class
 from gaitsdk_training.checkpoints import Run
-from gaitsdk_training.data import SAMPLING, Augmentation, PxKSampler, SequenceDataset, augment, load_batch, to_input
+from gaitsdk_training.data import SAMPLING, Augmentation, BatchLoader, PxKSampler, SequenceDataset, augment, to_input
 from gaitsdk_training.features import cross_view_rank1, embed_dataset, pick_device, state_on_cpu
 from gaitsdk_training.interruption import StopRequest, ctrl_c_requests_a_stop
 from gaitsdk_training.loop import Progress, run_to_the_end
-from gaitsdk_training.losses import cross_entropy, triplet_info
+from gaitsdk_training.objective import Objective
 from gaitsdk_training.schedule import SCHEDULES, Budget, rate_factor
 
 logger = logging.getLogger(__name__)
 
 
 #: What may change when a run is continued.
-_FLEXIBLE = ("steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "device")
+_FLEXIBLE = ("steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "device", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,9 @@ class BackboneTraining:
         lr, weight_decay: peak learning rate and decay. Neither BN nor bias is decayed under AdamW.
         schedule, warmup, final_lr: see `schedule.rate_factor`.
         clip_norm: largest gradient norm; None = not clipped.
-        margin, triplet_weight: of the triplet loss.
+        margin, triplet_weight: of the triplet loss, or of GaitMPL's in its place.
+        drpl: options of `losses.DRPL` in place of the batch-all triplet loss, {} = its defaults; None = without.
+        gsam: options of `losses.GSAM` beside it, and "fusion" (Table IX); {} = its defaults; None = without.
         cross_entropy_weight, scale, label_smoothing: of the cross-entropy; 0 trains without classifier.
         augmentation: of the training batches.
         ema: decay of an exponential moving average of the weights, which is then validated and kept; None = none.
@@ -55,6 +56,7 @@ class BackboneTraining:
         checkpoint_every, log_every: in steps.
         seed: of weights, batches, frames and augmentation.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        workers: threads that load batches ahead; 0 = none.
     """
 
     model: str = "gaitbase"
@@ -74,6 +76,8 @@ class BackboneTraining:
     clip_norm: float | None = 10.0
     margin: float = 0.2
     triplet_weight: float = 1.0
+    drpl: dict[str, Any] | None = None
+    gsam: dict[str, Any] | None = None
     cross_entropy_weight: float = 1.0
     scale: float = 16.0
     label_smoothing: float = 0.1
@@ -85,6 +89,7 @@ class BackboneTraining:
     log_every: int = 10
     seed: int = 0
     device: str = "auto"
+    workers: int = 2
 
     def __post_init__(self) -> None:
         _choose("optimiser", self.optimiser, ("adamw", "sgd"))
@@ -183,6 +188,7 @@ class _Loop:
         self.sampler = PxKSampler(dataset.labels, config.p, config.k, config.seed)
         torch.manual_seed(config.seed)
         self.model = _build(config, len(dataset.classes)).to(self.device)
+        self.objective = Objective(config, len(dataset.classes), self.model.strips, self.model.dims).to(self.device)
         self.ema = {key: value.clone() for key, value in self.model.state_dict().items()} if config.ema else None
         self.optimiser = _optimiser(self.model, config)
         self.step, self.best_step, self.validated = 0, 0, -1
@@ -191,7 +197,14 @@ class _Loop:
         self.budget = Budget(config.steps, config.max_minutes, elapsed)
 
     def train(self, progress: Progress | None, stop: StopRequest) -> BackboneResult:
-        run_to_the_end(self, progress, stop)
+        if self.step == 0:
+            self.objective.prepare(self.model, self.dataset)
+        config = self.config
+        with BatchLoader(
+            self.dataset, self.sampler, frames=config.frames, sampling=config.sampling, seed=config.seed,
+            start=self.step, workers=config.workers,
+        ) as self.batches:  # fmt: skip
+            run_to_the_end(self, progress, stop)
         return BackboneResult(
             load_best(self.run.path), self.best_step, self.best, self.step, self.budget.elapsed / 60.0, self.run.path
         )
@@ -205,43 +218,27 @@ class _Loop:
         self.model.train()
         torch.manual_seed(int(generator.initial_seed()))  # dropout, the same after a resume
         features, logits = self.model.forward_train(batch)
-        triplet, info = triplet_info(features, labels, config.margin)
-        loss = config.triplet_weight * triplet
-        report: dict[str, Any] = {"step": self.step + 1, "triplet": float(triplet.detach())}
-        if logits is not None and config.cross_entropy_weight:
-            entropy = cross_entropy(logits, labels, config.scale, config.label_smoothing)
-            loss = loss + config.cross_entropy_weight * entropy
-            report["cross_entropy"] = float(entropy.detach())
-            report["accuracy"] = float((logits.detach().mean(dim=1).argmax(dim=-1) == labels).float().mean())
+        self.objective.train()
+        loss, report = self.objective(features, logits, labels, done)
         self._check_finite("loss", float(loss.detach()))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         limit = math.inf if config.clip_norm is None else config.clip_norm
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self._check_finite("gradient norm", norm)
         self.optimiser.step()
         self.step += 1
         self._average()
-        report.update(
-            loss=float(loss.detach()),
-            active_share=info.active_share,
-            mean_distance=float(info.mean_distance.mean()),
-            gradient_norm=norm,
-            lr=rate,
-            minutes=self.budget.elapsed / 60.0,
-        )
-        return report
+        about = {"loss": float(loss.detach()), "gradient_norm": norm, "lr": rate, "minutes": self.budget.elapsed / 60.0}
+        return {"step": self.step, **report, **about, "waited": self.batches.waited}
 
     def _batch(self) -> tuple[Tensor, Tensor, torch.Generator]:
         """Batch of this step; everything random in it follows from the seed and the step."""
-        config = self.config
-        chosen = self.sampler.batch(self.step)
-        rng = np.random.default_rng((config.seed, self.step, 1))
-        silhouettes = load_batch(self.dataset, chosen, config.frames, config.sampling, rng)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        batch = to_input(torch.from_numpy(silhouettes).to(self.device), self.model.input_size)
-        batch = augment(batch, config.augmentation, generator)
-        return batch, torch.from_numpy(self.dataset.labels[chosen]).to(self.device), generator
+        loaded = next(self.batches)
+        generator = torch.Generator().manual_seed(loaded.seed)
+        batch = to_input(torch.from_numpy(loaded.silhouettes).to(self.device), self.model.input_size)
+        batch = augment(batch, self.config.augmentation, generator)
+        return batch, torch.from_numpy(loaded.labels).to(self.device), generator
 
     def _average(self) -> None:
         """Moves the averaged weights towards the current ones; faster at first, so that the start is forgotten."""
@@ -278,6 +275,8 @@ class _Loop:
         weights = {"model": state_on_cpu(self.model)}
         if self.ema is not None:
             weights["ema"] = {key: value.cpu().contiguous() for key, value in self.ema.items()}
+        if self.config.gsam is not None:
+            weights["memory"] = state_on_cpu(self.objective)
         state = {
             "best": self.best,
             "best_step": self.best_step,
@@ -292,9 +291,11 @@ class _Loop:
         if checkpoint is None:
             self.run.trim_log(-1)  # of an attempt that ended before its first checkpoint
             return 0.0
-        names = ("model",) if self.ema is None else ("model", "ema")
+        names = ("model", *(() if self.ema is None else ("ema",)), *(() if self.config.gsam is None else ("memory",)))
         weights, optimiser, state = self.run.load(checkpoint, names)
         self.model.load_state_dict(weights["model"])
+        if "memory" in names:
+            self.objective.load_state_dict(weights["memory"])
         if self.ema is not None:
             self.ema = {key: value.to(self.device) for key, value in weights["ema"].items()}
         self.optimiser.load_state_dict(optimiser)
