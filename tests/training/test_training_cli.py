@@ -298,3 +298,17 @@ def test_columns_and_names_of_the_table(capsys: pytest.CaptureFixture[str], monk
     assert places == sorted(places)
     row = next(line for line in shown.splitlines() if "[red]" in line)
     assert re.findall(r"\d\.00", row) == ["0.00", "1.00", "2.00", "3.00"] and "[/y]" in shown
+
+
+def test_packed_data_and_a_public_data_sets_names(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--cache packs once and trains from the file; --dataset refuses a tree that has other names."""
+    config = {"options": TINY, "p": 3, "k": 2, "frames": 3, "steps": 2, "drpl": {}, "gsam": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = ["train", "backbone", "--data", tree, "--config", tmp_path / "config.json", "--workers", "0"]
+    packed = ["--cache", tmp_path / "walks.pack", "--out", tmp_path / "run", "--validation", "0.3", "--json"]
+    assert call(*base, *packed) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 0 and (tmp_path / "walks.pack").is_file()
+    assert call(*base, "--out", tmp_path / "other", "--dataset", "oumvlp") == 1
+    assert "oumvlp" in capsys.readouterr().err and not (tmp_path / "other").exists()

@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 train = typer.Typer(no_args_is_help=True, help="Train a backbone, or a CarGait re-ranker for one.")
 
 Data = Annotated[
-    Path, typer.Option(help="A CASIA-B-style tree: <root>/<id>/<type>/<view>/ with .pkl, .npy or PNG files.")
+    Path, typer.Option(help="A tree <root>/<id>/<type>/<view>/ with .pkl, .npz, .npy or PNG files, or a packed file.")
 ]
 Out = Annotated[Path, typer.Option(help="The run's folder; the bundle is written there as model.gait.")]
 Config = Annotated[Path | None, typer.Option(help="A JSON object with fields of the training configuration.")]
 Partition = Annotated[
     Path | None, typer.Option(help='{"TRAIN_SET": [ids], "TEST_SET": [ids]}; without it all identities are used.')
 ]
+Public = Annotated[
+    str | None,
+    typer.Option("--dataset", help="casiab, oumvlp, gait3d or grew: names are checked, its split is taken."),
+]
+Cache = Annotated[Path | None, typer.Option(help="Pack the tree into this file first (once), and read that.")]
+Workers = Annotated[int | None, typer.Option(help="Threads that load batches ahead.")]
 Validation = Annotated[float, typer.Option(help="Share of the training identities that validate (the last ones).")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
 Minutes = Annotated[float | None, typer.Option(help="Stop after so many minutes.")]
@@ -48,12 +54,15 @@ def train_backbone(
     model: Annotated[str | None, typer.Option(help="Architecture, a name that gaitsdk.models.create takes.")] = None,
     config: Config = None,
     partition: Partition = None,
+    dataset: Public = None,
+    cache: Cache = None,
     validation: Validation = 0.1,
     steps: Steps = None,
     minutes: Minutes = None,
     lr: Rate = None,
     seed: Seed = None,
     device: Device = None,
+    workers: Workers = None,
     licence: Licence = "not stated",
     resume: Resume = True,
     as_json: AsJson = False,
@@ -75,12 +84,14 @@ def train_backbone(
         lr=lr,
         seed=seed,
         device=device,
+        workers=workers,
     )
     _check_before_reading(out, validation)
     pick_device(chosen.device)  # an impossible one is refused before the data are read
     size = int(model_class(chosen.model).Options.parse(chosen.model, chosen.options).size[0])
     with _interruptible(), _bars(as_json) as bar:
-        training, held_out = _load(data, partition, size, bar("reading")).split(validation)
+        everybody = _load(data, partition, dataset, cache, size, bar)
+        training, held_out = everybody.split(validation)
         result = backbone.train_backbone(
             training, chosen, out, validation=held_out, resume=resume, progress=_steps(bar("training"))
         )
@@ -88,6 +99,7 @@ def train_backbone(
         "data": str(data.name),
         "identities": len(training.classes),
         "sequences": len(training),
+        "skipped": len(everybody.report.skipped) if everybody.report else 0,
         "steps": result.step,
         "validation_rank1": result.rank1,
     }
@@ -102,6 +114,8 @@ def train_reranker(
     out: Out,
     config: Config = None,
     partition: Partition = None,
+    dataset: Public = None,
+    cache: Cache = None,
     validation: Validation = 0.1,
     scope: Annotated[
         str, typer.Option(help="Candidates of a probe: all (as in the paper), or view_pair (one other view).")
@@ -130,7 +144,7 @@ def train_reranker(
     base = Bundle.load(bundle)
     backbone: Any = base.build_backbone().to(pick_device(chosen.device))
     with _interruptible(), _bars(as_json) as bar:
-        parts = _load(data, partition, base.size, bar("reading")).split(validation)
+        parts = _load(data, partition, dataset, cache, base.size, bar).split(validation)
         sets = []
         for name, part in zip(("embedding", "embedding (validation)"), parts, strict=True):
             features = embed_dataset(backbone, part, progress=bar(name))
@@ -256,12 +270,15 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"skipped {each['sequence']}: {each['reason']}", highlight=False, markup=False)
 
 
-def _load(data: Path, partition: Path | None, size: int, progress: Callable[[int, int], None]) -> SequenceDataset:
-    from gaitsdk.datasets import Partition as Split
-    from gaitsdk_training.data import from_tree
+def _load(
+    data: Path, partition: Path | None, dataset: str | None, cache: Path | None, size: int, bar: Callable[[str], Any]
+) -> SequenceDataset:
+    from gaitsdk_training.data import from_tree, pack
 
-    identities = None if partition is None else Split.read(partition).train
-    return from_tree(data, identities=identities, size=size, progress=progress)
+    source = data
+    if cache is not None:
+        source = pack(data, cache, size=size, progress=bar("packing")).path
+    return from_tree(source, dataset=dataset, partition=partition, size=size, progress=bar("reading"))
 
 
 @contextmanager
