@@ -16,6 +16,8 @@ import torch
 from gaitsdk.distance import paired
 from gaitsdk.errors import InputError, OptionError, TrainingError
 from gaitsdk.models.cargait import CarGait
+from gaitsdk_training.backbone import BackboneTraining, train_backbone
+from gaitsdk_training.data import SequenceDataset
 from gaitsdk_training.evaluation.ranking import from_network
 from gaitsdk_training.interruption import TrainingStopped, ctrl_c_requests_a_stop
 from gaitsdk_training.lists import build_lists
@@ -286,3 +288,78 @@ def test_a_refused_run_leaves_nothing(training: ListSet, validation: ListSet, tm
     with pytest.raises(OptionError, match="device"):
         train_reranker(training, validation, replace(CONFIG, device="cuda:99"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "v", "changes"),
+    [
+        ("3 classifier", 15, {"method": "classifier"}),
+        ("4 alpha", 15, {"alpha": 0.0}),
+        ("5 beta", 15, {"beta": 1.0}),
+        ("6 K=5", 15, {"k": 5}),
+        ("7 K=20", 30, {"k": 20}),
+        ("8 v=20", 20, {}),
+        ("9 v=40", 40, {}),
+        ("10 CarGait", 30, {}),
+    ],
+)
+def test_the_rows_of_table_5_run(row: str, v: int, changes: dict[str, Any], tmp_path: Path) -> None:
+    training, validation = listed(range(12), 1, v), listed(range(100, 110), 2, v)
+    config = replace(CONFIG, steps=2, validate_every=2, log_every=1, validation_lists=None, **changes)
+    result = train_reranker(training, validation, config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    step = next(line for line in lines if "loss" in line)
+    assert training.lists.candidates.shape == (60, v) and np.isfinite(result.loss)
+    assert ("cross_entropy" in step) == (config.alpha > 0 and config.method == "cargait")
+    assert ("binary_cross_entropy" in step) == (config.method == "classifier")
+    # K is the length of the list that is re-ranked: the shortlist's own first is the same for every K.
+    lists = validation.lists
+    assert result.initial_rank1 == pytest.approx(100 * lists.positive[:, 0].mean())
+
+
+def test_without_damping_the_ranked_triplets_count_in_full(
+    training: ListSet, validation: ListSet, tmp_path: Path
+) -> None:
+    """Table 5, row 5, on the first step: the same triplets, beta times those that are ranked right."""
+    losses = {}
+    for beta in (1.0, 0.5, 0.1):
+        config = replace(CONFIG, steps=1, log_every=1, beta=beta, alpha=0.0)
+        train_reranker(training, validation, config, tmp_path / str(beta))
+        lines = [json.loads(line) for line in (tmp_path / str(beta) / "log.jsonl").read_text().splitlines()]
+        losses[beta] = next(line["ranking"] for line in lines if "ranking" in line)
+    assert losses[0.1] < losses[0.5] < losses[1.0]
+    assert losses[0.5] == pytest.approx(losses[1.0] + (losses[0.1] - losses[1.0]) * 0.5 / 0.9, rel=1e-5)
+
+
+def test_extra_training_of_the_backbone_goes_on_with_its_run(tmp_path: Path) -> None:
+    """Table 5, row 2: the same run with more steps."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (8, 2, 64, 64), dtype=np.uint8)
+    data = SequenceDataset(frames, np.repeat(["a", "b"], 4), np.full(8, "nm-01"), np.full(8, "000"))
+    options = {"channels": (4, 4, 8, 8), "strides": (1, 2, 1, 1), "stem_stride": 2, "dims": 8, "strips": 4}
+    config = BackboneTraining(options=options, p=2, k=2, frames=2, steps=2, device="cpu", workers=0, log_every=1)
+    initial = train_backbone(data, config, tmp_path)
+    extra = train_backbone(data, replace(config, steps=5), tmp_path)
+    assert (initial.steps, extra.steps) == (2, 5)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == [1, 2, 3, 4, 5] and steps.count(1) == 1
+    before, after = initial.model.state_dict(), extra.model.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_run_from_before_there_were_methods_is_resumed(
+    training: ListSet, validation: ListSet, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, steps=4, validate_every=4, checkpoint_every=2)
+    train_reranker(training, validation, replace(config, steps=2), tmp_path)
+    recorded = json.loads((tmp_path / "config.json").read_text())
+    assert recorded.pop("method") == "cargait"
+    (tmp_path / "config.json").write_text(json.dumps(recorded))
+    with pytest.raises(OptionError, match="method='classifier'"):
+        train_reranker(training, validation, replace(config, method="classifier"), tmp_path)
+    assert train_reranker(training, validation, config, tmp_path).steps == 4
+
+
+def test_impossible_weights_are_refused() -> None:
+    with pytest.raises(OptionError, match="alpha"):
+        replace(CONFIG, alpha=-0.1)

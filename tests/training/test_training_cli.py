@@ -22,7 +22,7 @@ from gaitsdk import synthetic
 from gaitsdk.bundle import Bundle
 from gaitsdk.cli import main
 from gaitsdk.errors import OptionError
-from gaitsdk_training import cli
+from gaitsdk_training import cli, evaluate_cli
 from gaitsdk_training.backbone import BackboneTraining
 from gaitsdk_training.configuration import read_config
 from gaitsdk_training.data import Augmentation, from_tree
@@ -291,7 +291,7 @@ def test_columns_and_names_of_the_table(capsys: pytest.CaptureFixture[str], monk
     keys = ("rank1_initial", "rank1", "rank5_initial", "rank5")
     figures = {f"{key}{part}": float(index) for index, key in enumerate(keys) for part in ("", "/[red]")}
     about = {"sequences": 1, "runtime": "torch", "device": "cpu", "reranker": "cargait", "protocol": "casiab"}
-    cli._print({**about, "figures": figures, "gain": None, "missing": ["[/y]"], "skipped": []})
+    evaluate_cli._print({**about, "figures": figures, "gain": None, "missing": ["[/y]"], "skipped": []})
     shown = capsys.readouterr().out
     places = [shown.index(name) for name in ("Rank-1 initial", "Rank-1 ", "Rank-5 initial", "Rank-5 ")]
     places[1], places[3] = shown.index("Rank-1", places[0] + 6), shown.index("Rank-5", places[2] + 6)
@@ -312,3 +312,88 @@ def test_packed_data_and_a_public_data_sets_names(
     assert json.loads(capsys.readouterr().out)["skipped"] == 0 and (tmp_path / "walks.pack").is_file()
     assert call(*base, "--out", tmp_path / "other", "--dataset", "oumvlp") == 1
     assert "oumvlp" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ recipes, plans
+SMALL = [
+    "--recipe", "gaitbase-casiab", "--set", f"options={json.dumps(TINY)}", "--set", "p=3", "--set", "k=2",
+    "--set", "frames=3", "--set", "augmentation.erase=0", "--validation", "0.3", "--device", "cpu", "--workers", 0,
+]  # fmt: skip
+
+
+def test_a_recipe_with_settings_and_its_dry_run(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    base = ["train", "backbone", "--data", tree, "--out", run, *SMALL, "--steps", 2, "--json"]
+    assert call(*base, "--dry-run") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert not run.exists() and not list(tmp_path.iterdir())
+    # gaitbase-casiab's, but for what the command line says
+    assert plan["batch"] == [3, 2, 3] and plan["steps"] == 2 and plan["optimiser"].startswith("sgd, lr 0.1")
+    assert plan["split"].startswith("none: every identity")
+    assert plan["schedule"] == "multistep, /10 at [20000, 40000, 50000]"
+    assert (plan["identities"], plan["validation_identities"], plan["sequences"]) == (5, 2, 5 * 5 * 2)
+    assert call(*base, "--set", "lr=1e-3") == 0
+    report = json.loads(capsys.readouterr().out)
+    written = json.loads((run / "config.json").read_text())
+    assert (report["identities"], report["sequences"]) == (plan["identities"], plan["sequences"])
+    assert written["lr"] == 1e-3 and written["augmentation"]["rotate"] == 0.3 and written["augmentation"]["erase"] == 0
+    assert call(*base[:-1], "--dry-run") == 0
+    assert re.search(r"memory: weights 0\.00 GiB.*total 0\.\d\d GiB\n", capsys.readouterr().out)
+
+
+def test_init_trains_a_bundle_further(
+    chain: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Bundle.load(chain / "one" / "model.gait")
+    base = ["train", "backbone", "--data", tree, "--validation", "0.3", "--init", first.path, "--device", "cpu"]
+    small = ["--set", "p=3", "--set", "k=2", "--set", "frames=3", "--steps", 2, "--json"]
+    assert call(*base, *small, "--out", tmp_path / "run") == 0
+    assert json.loads(capsys.readouterr().out)["init"] == first.fingerprint
+    second = Bundle.load(tmp_path / "run" / "model.gait")
+    assert second.manifest.architecture == first.manifest.architecture and second.fingerprint != first.fingerprint
+    assert second.manifest.licence == first.manifest.licence == "CC0-1.0"
+    assert call(*base, "--recipe", "gaitset-casiab", "--out", tmp_path / "other") == 2
+    assert "--init" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_the_rerankers_dry_run(chain: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["train", "reranker", "--data", tree, "--bundle", chain / "one" / "model.gait", "--out", tmp_path / "run"]
+    shared = ["--validation", "0.3", "--dry-run", "--json"]
+    assert call(*base, *shared, "--recipe", "cargait", "--set", "identities=3", "--set", "sequences=2") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["batch"] == [3, 2, 2] and plan["steps"] == 100_000 and not (tmp_path / "run").exists()
+    assert call(*base, *shared, "--recipe", "cargait-gaitset") == 1  # 32 identities
+    assert "identities=32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--recipe", "gaitset-casib"], 2, "did you mean 'gaitset-casiab'"),
+        (["--recipe", "cargait"], 2, "gaitsdk train reranker"),
+        (["--recipe", "gaitset-casiab", "--config", "x.yaml"], 2, "a recipe and a configuration"),
+        (["--recipe", "skeletongait++-gait3d"], 2, "silhouettes"),
+        (["--set", "optimizer=sgd"], 2, "did you mean 'optimiser'"),
+        (["--set", "lr"], 2, "name=value"),
+        (["--init", "nowhere.gait"], 1, "nowhere.gait"),
+        (["--dry-run", "--set", "p=50"], 1, "p=50"),
+    ],
+)
+def test_what_a_recipe_cannot_do_is_said_before_anything_is_written(
+    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], code: int, message: str
+) -> None:
+    assert call("train", "backbone", "--data", tree, "--out", tmp_path / "run", *options) == code
+    error = capfd.readouterr().err
+    assert message in error and "Traceback" not in error and not (tmp_path / "run").exists()
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", "recipes") == 0
+    shown = capsys.readouterr().out
+    assert "gaitset-casiab" in shown and "cargait-swingait3d" in shown and "74 identities train" in shown
+    assert call("train", "recipes", "gaitset-casiab") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# GaitSet on CASIA-B") and "lr: 0.1" in text
+    assert call("train", "recipes", "gaitset-mpl-casiab", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["milestones"] == [10000, 20000, 30000]  # of the recipe that it extends
+    assert call("train", "recipes", "nothing") == 2

@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from gaitsdk.bundle import Bundle
 from gaitsdk.errors import OptionError, TrainingError
 from gaitsdk.models import GaitModel, create, model_class
 from gaitsdk_training.checkpoints import Run
@@ -22,11 +24,12 @@ from gaitsdk_training.features import cross_view_rank1, embed_dataset, pick_devi
 from gaitsdk_training.interruption import StopRequest, ctrl_c_requests_a_stop
 from gaitsdk_training.loop import Progress, run_to_the_end
 from gaitsdk_training.objective import Objective
-from gaitsdk_training.schedule import SCHEDULES, Budget, rate_factor
+from gaitsdk_training.schedule import MULTISTEP, SCHEDULES, Budget, rate_factor
 
 logger = logging.getLogger(__name__)
 
 
+OPTIMISERS = ("adamw", "adam", "sgd")
 #: What may change when a run is continued.
 _FLEXIBLE = ("steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "device", "workers")
 
@@ -42,9 +45,12 @@ class BackboneTraining:
         frames, sampling: frames per sequence and how they are chosen (`data.frames`).
         steps: optimiser steps of the whole run.
         max_minutes: ends the run earlier, the schedule following the time; None = no limit.
-        optimiser: "adamw" or "sgd" (momentum 0.9).
-        lr, weight_decay: peak learning rate and decay. Neither BN nor bias is decayed under AdamW.
+        optimiser: "adamw", "adam" or "sgd" (momentum 0.9).
+        lr, weight_decay: peak learning rate and decay. Neither BN nor bias is decayed under AdamW; Adam adds the decay
+            of all weights to their gradient, as does SGD.
         schedule, warmup, final_lr: see `schedule.rate_factor`.
+        milestones: steps from which on "multistep" divides the rate by ten; only there. With `max_minutes` they stand
+            for their share of `steps`.
         clip_norm: largest gradient norm; None = not clipped.
         margin, triplet_weight: of the triplet loss, or of GaitMPL's in its place.
         drpl: options of `losses.DRPL` in place of the batch-all triplet loss, {} = its defaults; None = without.
@@ -73,6 +79,7 @@ class BackboneTraining:
     schedule: str = "cosine"
     warmup: float = 0.05
     final_lr: float = 0.01
+    milestones: Sequence[int] | None = None
     clip_norm: float | None = 10.0
     margin: float = 0.2
     triplet_weight: float = 1.0
@@ -92,8 +99,8 @@ class BackboneTraining:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        _choose("optimiser", self.optimiser, ("adamw", "sgd"))
-        _choose("schedule", self.schedule, SCHEDULES)
+        _choose("optimiser", self.optimiser, OPTIMISERS)
+        _choose("schedule", self.schedule, (*SCHEDULES, MULTISTEP))
         _choose("sampling", self.sampling, SAMPLING)
         for name in ("p", "k", "frames", "steps", "validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
@@ -104,6 +111,16 @@ class BackboneTraining:
                 raise OptionError("must be positive", where=f"BackboneTraining.{name}", got=value)
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise OptionError("must lie between 0 and 1", where="BackboneTraining.ema", got=self.ema)
+        steps = list(self.milestones or ())
+        if steps != sorted(set(steps)) or any(each < 1 for each in steps):
+            raise OptionError(
+                "must be rising steps, each at least 1", where="BackboneTraining.milestones", got=self.milestones
+            )
+        if bool(steps) != (self.schedule == MULTISTEP):
+            raise OptionError(
+                "milestones and the schedule 'multistep' need each other", where="BackboneTraining.milestones",
+                got=f"{self.milestones} with schedule={self.schedule!r}", fix="set both, or neither",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,7 @@ def train_backbone(
     out: str | os.PathLike[str],
     *,
     validation: SequenceDataset | None = None,
+    init: Bundle | None = None,
     resume: bool = True,
     progress: Progress | None = None,
 ) -> BackboneResult:
@@ -143,6 +161,8 @@ def train_backbone(
         config: see there.
         out: the run's folder (see `checkpoints`).
         validation: sequences of other identities. Without them the last weights are the best.
+        init: a bundle whose backbone is trained further; `model` and `options` are taken from it, and its weights
+            begin. The classifier is new, as the identities are.
         resume: continue the run in `out`; False refuses a folder that holds one.
         progress: called after every step.
 
@@ -155,14 +175,29 @@ def train_backbone(
         OptionError: an impossible configuration, or `out` belongs to another run. Nothing is written then.
         TrainingStopped: Ctrl-C; a checkpoint was written, and the same call goes on from there.
     """
-    described = {**asdict(config), "classes": len(dataset.classes), "sequences": len(dataset)}
+    check_input(config)
+    described: dict[str, Any] = {"classes": len(dataset.classes), "sequences": len(dataset)}
+    if init is not None:
+        architecture = init.manifest.architecture
+        config = replace(config, model=architecture.name, options=dict(architecture.options))
+        described["init"] = init.fingerprint
+    described |= asdict(config)
     run = Run(out, described, resume=resume, flexible=_FLEXIBLE)
     # The caller's random state stays as it was; network initialisation and dropout draw from the global one.
     with torch.random.fork_rng(devices=_cuda_devices(config.device)):
-        loop = _Loop(dataset, config, run, validation)
+        loop = _Loop(dataset, config, run, validation, init)
         run.begin()
         with ctrl_c_requests_a_stop() as stop:
             return loop.train(progress, stop)
+
+
+def check_input(config: BackboneTraining) -> None:
+    """Refuses with OptionError a backbone whose input is more than silhouettes, which is all that the data hold."""
+    if model_class(config.model).input_channels != 1:
+        raise OptionError(
+            "its input is more than silhouettes, and the training data hold only those", where=f"model {config.model}",
+            fix="train another backbone, or import trained weights (gaitsdk import-opengait)",
+        )  # fmt: skip
 
 
 def load_best(out: str | os.PathLike[str]) -> GaitModel:
@@ -181,13 +216,20 @@ class _Loop:
     """One run: networks, optimiser and position; `train` goes on from where it stands."""
 
     def __init__(
-        self, dataset: SequenceDataset, config: BackboneTraining, run: Run, validation: SequenceDataset | None
+        self,
+        dataset: SequenceDataset,
+        config: BackboneTraining,
+        run: Run,
+        validation: SequenceDataset | None,
+        init: Bundle | None,
     ) -> None:
         self.dataset, self.config, self.run, self.validation = dataset, config, run, validation
         self.device = pick_device(config.device)
         self.sampler = PxKSampler(dataset.labels, config.p, config.k, config.seed)
         torch.manual_seed(config.seed)
-        self.model = _build(config, len(dataset.classes)).to(self.device)
+        self.model = build_model(config, len(dataset.classes)).to(self.device)
+        if init is not None:  # a bundle has no classifier: its keys are missing, and no others
+            self.model.load_state_dict(init.build_backbone().state_dict(), strict=False)
         self.objective = Objective(config, len(dataset.classes), self.model.strips, self.model.dims).to(self.device)
         self.ema = {key: value.clone() for key, value in self.model.state_dict().items()} if config.ema else None
         self.optimiser = _optimiser(self.model, config)
@@ -212,7 +254,8 @@ class _Loop:
     def one_step(self, done: float) -> dict[str, Any]:
         config = self.config
         batch, labels, generator = self._batch()
-        rate = config.lr * rate_factor(config.schedule, done, config.warmup, config.final_lr)
+        milestones = [each / config.steps for each in config.milestones or ()]
+        rate = config.lr * rate_factor(config.schedule, done, config.warmup, config.final_lr, milestones)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.model.train()
@@ -319,7 +362,8 @@ class _Loop:
         )
 
 
-def _build(config: BackboneTraining, classes: int) -> GaitModel:
+def build_model(config: BackboneTraining, classes: int) -> GaitModel:
+    """The network with new weights, with a classifier of so many identities where it has one and the loss needs it."""
     options = dict(config.options)
     if config.cross_entropy_weight and "num_classes" in model_class(config.model).Options.names():
         options["num_classes"] = classes
@@ -330,6 +374,8 @@ def _optimiser(model: nn.Module, config: BackboneTraining) -> torch.optim.Optimi
     parameters = [each for each in model.parameters() if each.requires_grad]
     if config.optimiser == "sgd":
         return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    if config.optimiser == "adam":
+        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
     groups = [
         {"params": [each for each in parameters if each.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [each for each in parameters if each.dim() <= 1], "weight_decay": 0.0},

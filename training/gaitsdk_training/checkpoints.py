@@ -32,13 +32,20 @@ class Run:
         config: what the run is, JSON-able. A folder that holds another run is refused.
         resume: continue what is there; False refuses a folder that holds a checkpoint.
         flexible: keys of `config` that may change when a run is continued (how long it is to take, for example).
+        added: keys that older runs do not record, and the values that they meant.
 
     Raises:
         OptionError: it is no folder, belongs to another run, or to this one and resume is False.
     """
 
     def __init__(
-        self, out: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool, flexible: tuple[str, ...] = ()
+        self,
+        out: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        flexible: tuple[str, ...] = (),
+        added: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(out)
         check_folder(self.path)
@@ -50,7 +57,7 @@ class Run:
                 "the folder holds a run already", where=str(self.path), fix="resume it, or choose another folder"
             )
         if found is not None and resume and self.newest() is not None:
-            self._compare(found, plain)
+            self._compare({**(added or {}), **found}, plain)
 
     def begin(self) -> None:
         """Makes the folder and writes the configuration; call it when nothing speaks against the run any more.

@@ -1,4 +1,4 @@
-"""The verbs `gaitsdk train backbone`, `gaitsdk train reranker` and `gaitsdk evaluate`."""
+"""The verbs `gaitsdk train backbone`, `gaitsdk train reranker` and `gaitsdk train recipes`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from gaitsdk.errors import MissingDependencyError
+from gaitsdk.errors import MissingDependencyError, OptionError
+from gaitsdk_training.console import AsJson, Data, bars
+from gaitsdk_training.evaluate_cli import evaluate
 
 # torch and what needs it are imported by the verbs: this module is loaded for every `gaitsdk` call.
 if TYPE_CHECKING:
+    from gaitsdk.bundle import Bundle
     from gaitsdk_training.data import SequenceDataset
+
+__all__ = ["evaluate", "train"]
 
 train = typer.Typer(no_args_is_help=True, help="Train a backbone, or a CarGait re-ranker for one.")
 
-Data = Annotated[
-    Path, typer.Option(help="A tree <root>/<id>/<type>/<view>/ with .pkl, .npz, .npy or PNG files, or a packed file.")
-]
 Out = Annotated[Path, typer.Option(help="The run's folder; the bundle is written there as model.gait.")]
-Config = Annotated[Path | None, typer.Option(help="A JSON object with fields of the training configuration.")]
+Config = Annotated[Path | None, typer.Option(help="A YAML or JSON file with fields of the training configuration.")]
+Recipe = Annotated[
+    str | None, typer.Option(help="A published training configuration; gaitsdk train recipes lists them.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Another value for one field, name=value (augmentation.flip=0.5); any number of times."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan (network, data, steps, memory); train and write nothing.")
+]
 Partition = Annotated[
     Path | None, typer.Option(help='{"TRAIN_SET": [ids], "TEST_SET": [ids]}; without it all identities are used.')
 ]
@@ -42,9 +53,10 @@ Minutes = Annotated[float | None, typer.Option(help="Stop after so many minutes.
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")]
-Licence = Annotated[str, typer.Option(help="Licence of the weights, as the bundle will state it.")]
+Licence = Annotated[
+    str | None, typer.Option(help="Licence of the weights, as the bundle will state it; that of --init by default.")
+]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in --out; --no-resume refuses a folder that holds one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @train.command("backbone")
@@ -52,7 +64,13 @@ def train_backbone(
     data: Data,
     out: Out,
     model: Annotated[str | None, typer.Option(help="Architecture, a name that gaitsdk.models.create takes.")] = None,
+    recipe: Recipe = None,
     config: Config = None,
+    settings: Settings = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="A bundle whose backbone is trained further: architecture and weights are taken from it."),
+    ] = None,
     partition: Partition = None,
     dataset: Public = None,
     cache: Cache = None,
@@ -63,37 +81,38 @@ def train_backbone(
     seed: Seed = None,
     device: Device = None,
     workers: Workers = None,
-    licence: Licence = "not stated",
+    licence: Licence = None,
     resume: Resume = True,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a backbone by triplets and cross-entropy."""
-    _need_torch()
+    _need_training()
     from gaitsdk.bundle import Bundle
     from gaitsdk.models import model_class
     from gaitsdk_training import backbone
-    from gaitsdk_training.configuration import read_config
+    from gaitsdk_training.configuration import make_config, read_values
     from gaitsdk_training.features import pick_device
 
-    chosen = read_config(
-        backbone.BackboneTraining,
-        config,
-        model=model,
-        steps=steps,
-        max_minutes=minutes,
-        lr=lr,
-        seed=seed,
-        device=device,
-        workers=workers,
-    )
+    base = None if init is None else Bundle.load(init, artefacts=False)
+    named = {"model": model, "steps": steps, "max_minutes": minutes, "lr": lr, "seed": seed, "device": device}
+    values = read_values(config, recipe=_recipe(recipe, "backbone"), settings=settings or (), **named, workers=workers)
+    values = _with_architecture(values, base)
+    chosen = make_config(backbone.BackboneTraining, values, str(config or recipe or "options"))
     _check_before_reading(out, validation)
     pick_device(chosen.device)  # an impossible one is refused before the data are read
+    if dry_run:
+        from gaitsdk_training.plan import listed, plan_backbone
+
+        sets = listed(data, dataset=dataset, partition=partition).split(validation)
+        return _show(plan_backbone(chosen, *sets), partition or dataset, as_json)
+    backbone.check_input(chosen)
     size = int(model_class(chosen.model).Options.parse(chosen.model, chosen.options).size[0])
-    with _interruptible(), _bars(as_json) as bar:
+    with _interruptible(), bars(as_json) as bar:
         everybody = _load(data, partition, dataset, cache, size, bar)
         training, held_out = everybody.split(validation)
         result = backbone.train_backbone(
-            training, chosen, out, validation=held_out, resume=resume, progress=_steps(bar("training"))
+            training, chosen, out, validation=held_out, init=base, resume=resume, progress=_steps(bar("training"))
         )
     notes = {
         "data": str(data.name),
@@ -103,6 +122,9 @@ def train_backbone(
         "steps": result.step,
         "validation_rank1": result.rank1,
     }
+    if base is not None:
+        notes["init"] = base.fingerprint
+    licence = licence or ("not stated" if base is None else base.manifest.licence)
     bundle = Bundle.create(out / "model.gait", backbone=result.model, licence=licence, training=notes, overwrite=True)
     _report({"bundle": str(bundle.path), **notes}, result.minutes, as_json)
 
@@ -112,7 +134,9 @@ def train_reranker(
     data: Data,
     bundle: Annotated[Path, typer.Option(help="The bundle whose backbone makes the features; it stays as it is.")],
     out: Out,
+    recipe: Recipe = None,
     config: Config = None,
+    settings: Settings = None,
     partition: Partition = None,
     dataset: Public = None,
     cache: Cache = None,
@@ -121,6 +145,10 @@ def train_reranker(
         str, typer.Option(help="Candidates of a probe: all (as in the paper), or view_pair (one other view).")
     ] = "all",
     v: Annotated[int, typer.Option(help="Candidates per probe in the training lists.")] = 30,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Keep the backbone's features in NAME-training.npy and NAME-validation.npy, NAME from this."),
+    ] = None,
     steps: Steps = None,
     minutes: Minutes = None,
     lr: Rate = None,
@@ -128,29 +156,39 @@ def train_reranker(
     device: Device = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights; the bundle's by default.")] = None,
     resume: Resume = True,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train CarGait on the features of a bundle's backbone."""
-    _need_torch()
+    """Train CarGait on the features of a bundle's backbone (kept in --out, or at --features)."""
+    _need_training()
     from gaitsdk.bundle import Bundle
     from gaitsdk_training import reranker
     from gaitsdk_training.configuration import read_config
-    from gaitsdk_training.features import embed_dataset, pick_device
+    from gaitsdk_training.features import cached_features, pick_device
 
+    named = {"steps": steps, "max_minutes": minutes, "lr": lr, "seed": seed, "device": device}
     chosen = read_config(
-        reranker.RerankerTraining, config, steps=steps, max_minutes=minutes, lr=lr, seed=seed, device=device
+        reranker.RerankerTraining, config, recipe=_recipe(recipe, "reranker"), settings=settings or (), **named
     )
     _check_before_reading(out, validation)
     base = Bundle.load(bundle)
+    if dry_run:
+        from gaitsdk_training.plan import listed, plan_reranker
+
+        listing = listed(data, dataset=dataset, partition=partition).split(validation)
+        return _show(plan_reranker(chosen, base.strips, base.dims, *listing), partition or dataset, as_json)
     backbone: Any = base.build_backbone().to(pick_device(chosen.device))
-    with _interruptible(), _bars(as_json) as bar:
+    with _interruptible(), bars(as_json) as bar:
         parts = _load(data, partition, dataset, cache, base.size, bar).split(validation)
         sets = []
-        for name, part in zip(("embedding", "embedding (validation)"), parts, strict=True):
-            features = embed_dataset(backbone, part, progress=bar(name))
+        for name, part in zip(("training", "validation"), parts, strict=True):
+            kept = features or out / "features.npy"
+            maps = cached_features(
+                backbone, part, kept.with_name(f"{kept.stem}-{name}.npy"), progress=bar(f"embedding ({name})")
+            )
             sets.append(
                 reranker.ListSet.build(
-                    features,
+                    maps,
                     part.identities,
                     part.types,
                     part.views,
@@ -167,6 +205,9 @@ def train_reranker(
         "validation_loss": [result.initial_loss, result.loss],
         "validation_rank1": [result.initial_rank1, result.rank1],
     }
+    if chosen.method != "cargait":  # a baseline for comparisons: a bundle has no place for it
+        _report({"weights": str(out / "best"), "method": chosen.method, **notes}, result.minutes, as_json)
+        return
     written = Bundle.create(
         out / "model.gait",
         backbone=backbone,
@@ -179,95 +220,62 @@ def train_reranker(
     _report({"bundle": str(written.path), **notes}, result.minutes, as_json)
 
 
-def evaluate(
-    data: Data,
-    out: Annotated[Path | None, typer.Argument(help="Write the figures to this file, as JSON.")] = None,
-    protocol: Annotated[str, typer.Option(help="casiab.")] = "casiab",
-    bundle: Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipped one by default.")] = None,
-    reranker: Annotated[str, typer.Option(help="cargait or none.")] = "cargait",
-    k: Annotated[
-        int | None, typer.Option(help="Length of the list that is re-ranked; the bundle's by default.")
-    ] = None,
-    partition: Annotated[
-        Path | None, typer.Option(help="Evaluate its TEST_SET; without it all identities of the tree.")
-    ] = None,
-    runtime: Annotated[str, typer.Option(help="auto, onnx, torch or torchscript.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+@train.command("recipes")
+def list_recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe's file, to begin one's own with.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a bundle by an official protocol, before and after re-ranking."""
-    from gaitsdk.bundle import Bundle
-    from gaitsdk.datasets import Partition as Split
-    from gaitsdk_training.evaluation.tree import evaluate_tree
+    """List the published training configurations that --recipe takes."""
+    _need_training()
+    from gaitsdk_training.recipes import catalogue
 
-    identities = None if partition is None else Split.read(partition).test
-    with _bars(as_json) as bar:
-        bars: dict[str, Callable[[int, int], None]] = {}
+    if name is not None:
+        text = json.dumps(catalogue.read_recipe(name)) if as_json else catalogue.recipe_text(name).rstrip()
+        return typer.echo(text)
+    found = {each: catalogue.recipe_about(each) for each in catalogue.recipe_names()}
+    if as_json:
+        return typer.echo(json.dumps(found))
+    table = Table("recipe", "what it is", show_lines=True)
+    for each, about in found.items():
+        table.add_row(Text(each, no_wrap=True), Text(about))
+    Console().print(table)
 
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in bars:
-                bars[stage] = bar(stage)
-            bars[stage](done, total)
 
-        report = evaluate_tree(
-            data,
-            Bundle.load(bundle),
-            protocol=protocol,
-            identities=identities,
-            reranker=reranker,
-            k=k,
-            runtime=runtime,
-            device=device,
-            progress=show,
+def _recipe(name: str | None, kind: str) -> str | None:
+    """The name, of a recipe for that verb."""
+    from gaitsdk_training.recipes.catalogue import recipe_kind
+
+    if name is not None and recipe_kind(name) != kind:
+        verb = f"gaitsdk train {recipe_kind(name)}"
+        raise OptionError(
+            "the recipe is for another verb", where="--recipe", got=name, expected=f"one for {kind}s", fix=f"use {verb}"
         )
-    if out is not None:
-        _write(out, report)
-    if as_json and out is None:
-        typer.echo(json.dumps(report))
-    elif not as_json:
-        _print(report)
+    return name
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
-    from gaitsdk.errors import OptionError
+def _with_architecture(values: dict[str, Any], base: Bundle | None) -> dict[str, Any]:
+    """The configuration with the bundle's network, if any; one that was meant for another network is refused."""
+    if base is None:
+        return values
+    architecture = base.manifest.architecture
+    if values.get("model", architecture.name) != architecture.name:
+        raise OptionError(
+            "the bundle's network is another one", where="--init", got=f"{base.path}: {architecture.name}",
+            expected=str(values["model"]), fix="leave --model out, or choose a recipe for that network",
+        )  # fmt: skip
+    return {**values, "model": architecture.name, "options": dict(architecture.options)}
 
-    try:
-        path.write_text(json.dumps(report, indent=1) + "\n")
-    except OSError as error:
-        raise OptionError("the figures cannot be written", where=str(path), got=str(error)) from error
 
-
-def _print(report: dict[str, Any]) -> None:
-    figures, reranked = report["figures"], report["reranker"] != "none"
-    about = (
-        f"{report['sequences']} sequences; {report['runtime']} on {report['device']}, re-ranker {report['reranker']}"
-    )
-    # Text and not markup: names of folders and runtimes may hold brackets.
-    table = Table(title=Text(f"{report['protocol']}, identical views excluded, percent"), caption=Text(about))
-    columns = {"Rank-1": "rank1", "Rank-5": "rank5"}
-    if reranked:
-        columns = {
-            name: key
-            for rank in (1, 5)
-            for name, key in ((f"Rank-{rank} initial", f"rank{rank}_initial"), (f"Rank-{rank}", f"rank{rank}"))
-        }
-    table.add_column("condition")
-    for name in columns:
-        table.add_column(name, justify="right")
-    conditions = [key.removeprefix("rank1/") for key in figures if key.startswith("rank1/") and key.count("/") == 1]
-    for condition in conditions:
-        table.add_row(Text(condition), *(f"{figures[f'{key}/{condition}']:.2f}" for key in columns.values()))
-    table.add_row("mean", *(f"{figures[key]:.2f}" for key in columns.values()))
+def _show(plan: dict[str, Any], split: Path | str | None, as_json: bool) -> None:
+    """Prints a plan; without a split, test identities would train: it says so."""
+    plan = {**plan, "split": "none: every identity of the data trains or validates" if split is None else str(split)}
+    if as_json:
+        return typer.echo(json.dumps(plan))
+    sizes = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in plan["memory"].items())
     console = Console()
-    console.print(table)
-    if gain := report["gain"]:
-        interval = f"95 % interval {gain['low']:+.2f} to {gain['high']:+.2f}"
-        console.print(f"Rank-1 gain over all rankings {gain['mean']:+.2f} points, {interval}", highlight=False)
-    if report["missing"]:
-        missing = ", ".join(report["missing"])
-        console.print(f"identities of the partition that the tree has not: {missing}", highlight=False, markup=False)
-    for each in report["skipped"]:
-        console.print(f"skipped {each['sequence']}: {each['reason']}", highlight=False, markup=False)
+    for name, value in {**plan, "memory": sizes}.items():
+        shown = " x ".join(map(str, value)) if isinstance(value, list) else value
+        console.print(f"{name.replace('_', ' ')}: {shown}", highlight=False, markup=False)
 
 
 def _load(
@@ -279,18 +287,6 @@ def _load(
     if cache is not None:
         source = pack(data, cache, size=size, progress=bar("packing")).path
     return from_tree(source, dataset=dataset, partition=partition, size=size, progress=bar("reading"))
-
-
-@contextmanager
-def _bars(quiet: bool) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Gives `bar(name)`, which gives `update(done, total)`."""
-    with Progress(console=Console(stderr=True), disable=quiet) as progress:
-
-        def bar(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        yield bar
 
 
 def _steps(update: Callable[[int, int], None]) -> Callable[[float, dict[str, Any]], None]:
@@ -330,8 +326,9 @@ def _check_before_reading(out: Path, validation: float) -> None:
     check_folder(out)
 
 
-def _need_torch() -> None:
+def _need_training() -> None:
     try:
         import torch  # noqa: F401
+        import yaml  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError("training needs PyTorch", fix="pip install 'gaitsdk[train]'") from error
+        raise MissingDependencyError(f"training needs {error.name}", fix="pip install 'gaitsdk[train]'") from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from gaitsdk.distance import pairwise
 from gaitsdk.errors import DatasetError, OptionError
 from gaitsdk.models import GaitModel
 from gaitsdk_training.data import SequenceDataset, to_input
+from gaitsdk_training.feature_file import FeatureFile
 
 Features = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -43,15 +47,75 @@ def embed_dataset(
     Returns:
         F [n, s, d] float32.
     """
-    parts = []
-    for start in range(0, len(dataset), _BATCH):
+    return np.concatenate(list(_embedded(model, dataset, 0, frames, transform, progress)))
+
+
+def cached_features(
+    model: GaitModel,
+    dataset: SequenceDataset,
+    path: str | os.PathLike[str],
+    *,
+    frames: int | None = None,
+    progress: Progress | None = None,
+) -> Features:
+    """As `embed_dataset`, kept on disk: computed once, and an interrupted run goes on where it was killed.
+
+    The file is used as it is where it was made by the same network (architecture, options and every weight) from the
+    same data (every frame and its place), else built anew; reading the data to compare them costs a pass over them.
+    The device is not compared: features of a CPU and a GPU differ by rounding only.
+
+    Args:
+        model, dataset, frames, progress: as for `embed_dataset`.
+        path: `NAME.npy`; beside it lies `NAME.npy.json` (see `feature_file`).
+
+    Returns:
+        F [n, s, d] float32, memory-mapped (np.memmap): only what is used is read. Changes to it stay in memory.
+
+    Raises:
+        DatasetError: the path is that of another file, or it cannot be written (a full disk).
+    """
+    source = {"model": _hash_model(model), "data": _hash_data(dataset), "frames": frames}
+    with FeatureFile(path, (len(dataset), model.strips, model.dims), source) as file:
+        if not file.complete:
+            for rows in _embedded(model, dataset, file.done, frames, None, progress):
+                file.write(rows)
+        return file.read()
+
+
+def _embedded(
+    model: GaitModel,
+    dataset: SequenceDataset,
+    first: int,
+    frames: int | None,
+    transform: Transform | None,
+    progress: Progress | None,
+) -> Iterator[Features]:
+    """Features from sequence `first` on, batch by batch."""
+    for start in range(first, len(dataset), _BATCH):
         stop = min(start + _BATCH, len(dataset))
         batch = [to_input(dataset[i][:frames], model.input_size) for i in range(start, stop)]
         batch = [transform(sequence) for sequence in batch] if transform is not None else batch
-        parts.append(model.forward_sequences(batch).float().cpu().numpy())
+        yield model.forward_sequences(batch).float().cpu().numpy()
         if progress is not None:
             progress(stop, len(dataset))
-    return np.concatenate(parts)
+
+
+def _hash_model(model: GaitModel) -> str:
+    digest = hashlib.sha256(json.dumps([model.name, model.options], sort_keys=True).encode())
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _hash_data(dataset: SequenceDataset) -> str:
+    """Of every frame in its place; names and labels do not change a feature."""
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        sequence = np.ascontiguousarray(dataset[index])
+        digest.update(f"{sequence.shape}\n".encode())
+        digest.update(sequence.data)
+    return digest.hexdigest()
 
 
 def cross_view_rank1(features: ArrayLike, dataset: SequenceDataset) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gaitsdk.models.cargait import CarGait
 from gaitsdk_training.lists import ListSet
 from gaitsdk_training.losses import ranking_loss
 
@@ -16,8 +16,8 @@ _BATCH = 64  # lists that are measured at once
 
 
 class ListValidation:
-    """Measures a CarGait on D_val: the mean of Eq. (1) over all pairs of a positive and a negative of a list, then over
-    lists.
+    """Measures a network that gives distances (CarGait, or the classifier) on D_val: the mean of Eq. (1) over all pairs
+    of a positive and a negative of a list, then over lists.
 
     Args:
         data: D_val.
@@ -45,20 +45,30 @@ class ListValidation:
         self.k = torch.minimum(self.k, lists.candidates.shape[1] - completed.long())
         self.beta = beta
 
-    @torch.no_grad()
-    def measure(self, model: CarGait) -> dict[str, float]:
+    def measure(self, model: nn.Module) -> dict[str, float]:
         """`loss` and `rank1` (percent) of the lists after re-ranking."""
         was_training = model.training
         model.eval()
+        figures = self._figures(model)
+        model.train(was_training)
+        return figures
+
+    def of_shortlist(self) -> dict[str, float]:
+        """The same before re-ranking: the mean over strips of the Euclidean distance."""
+        return self._figures(
+            lambda probe, candidates: torch.linalg.vector_norm(probe.unsqueeze(1) - candidates, dim=-1).mean(dim=-1)
+        )
+
+    @torch.no_grad()
+    def _figures(self, distance: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
         losses, hits = [], []
         for start in range(0, len(self.probes), _BATCH):
             part = slice(start, start + _BATCH)
-            distances = model(self.features[self.probes[part]], self.features[self.candidates[part]])
+            distances = distance(self.features[self.probes[part]], self.features[self.candidates[part]])
             losses.append(_list_loss(distances, self.positive[part], self.beta))
             beyond = torch.arange(distances.shape[1], device=distances.device)[None] >= self.k[part, None]
             first = distances.masked_fill(beyond, math.inf).argmin(dim=1, keepdim=True)
             hits.append(self.positive[part].gather(1, first)[:, 0])
-        model.train(was_training)
         return {"loss": float(torch.cat(losses).mean()), "rank1": 100.0 * float(torch.cat(hits).float().mean())}
 
 

@@ -114,9 +114,10 @@ def build_lists(
     found: list[tuple[Any, ...]] = []
     asked = 0
     for probes, gallery in _galleries(scope, columns[2], allowed, galleries_per_probe, np.random.default_rng(seed)):
+        entries = maps[gallery]
         for start in range(0, len(probes), _PROBES):
             part = probes[start : start + _PROBES]
-            distances = pairwise(maps[part], maps[gallery], metric)
+            distances = pairwise(maps[part], entries, metric)
             out = part[:, None] == gallery[None]
             if same_walk:
                 out |= (columns[0][part][:, None] == columns[0][gallery]) & (

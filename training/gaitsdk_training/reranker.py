@@ -1,4 +1,4 @@
-"""Training CarGait on a frozen backbone's features (sections 3 and 4.3 of the paper)."""
+"""Training CarGait, or the baseline it is compared with, on a frozen backbone's features (sections 3, 4.3 and 4.5)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gaitsdk.errors import InputError, OptionError, TrainingError
+from gaitsdk.errors import InputError, TrainingError
 from gaitsdk.models.cargait import CarGait
+from gaitsdk.models.pair_classifier import PairClassifier
 from gaitsdk_training.checkpoints import Run
 from gaitsdk_training.data import PxKSampler
 from gaitsdk_training.features import pick_device, state_on_cpu
@@ -25,8 +26,9 @@ from gaitsdk_training.interruption import StopRequest, ctrl_c_requests_a_stop
 from gaitsdk_training.list_validation import ListValidation
 from gaitsdk_training.lists import ListSet, RankedLists, build_lists
 from gaitsdk_training.loop import Progress, run_to_the_end
-from gaitsdk_training.losses import cross_entropy, ranking_loss
-from gaitsdk_training.schedule import SCHEDULES, Budget, rate_factor
+from gaitsdk_training.reranker_config import RerankerTraining
+from gaitsdk_training.reranker_methods import create_method
+from gaitsdk_training.schedule import Budget, rate_factor
 
 __all__ = ["ListSet", "RankedLists", "RerankerResult", "RerankerTraining", "build_lists", "load_best", "train_reranker"]
 
@@ -34,80 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 _FLEXIBLE = ("steps", "max_minutes", "checkpoint_every", "log_every", "device")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RerankerTraining:
-    """Defaults: the paper's (section 4.3).
-
-    Attributes:
-        width, heads: of CarGait.
-        identities, sequences: probes per step = identities x sequences of each (paper: 32 x 4).
-        negatives: negatives per probe and step; 1 = the paper's triplets, more cost less than as many steps.
-        alpha: weight of the cross-entropy, Eq. (2); 0 trains without classifier, and faster.
-        beta: damping of correctly ranked triplets, Eq. (1).
-        reduction: of Eq. (1) over the triplets of a step: "sum" as printed, or "mean". The cross-entropy is a mean.
-        label_smoothing: of the cross-entropy.
-        steps, max_minutes: as for the backbone.
-        lr, weight_decay, schedule, warmup, final_lr: of AdamW.
-        clip_norm: largest gradient norm; None = not clipped.
-        validate_every: T_val, steps between validations.
-        validation_lists: at most so many lists of D_val are used, drawn with the seed; None = all.
-        select: which checkpoint is the best: "loss" = smallest validation ranking loss, as in the paper; "rank1" =
-            highest Rank-1 of the re-ranked validation lists, the loss deciding between equals.
-        k: length of the list that is re-ranked, for the Rank-1 figures.
-        checkpoint_every, log_every: in steps.
-        seed, device: as for the backbone.
-    """
-
-    width: int = 256
-    heads: int = 8
-    identities: int = 32
-    sequences: int = 4
-    negatives: int = 1
-    alpha: float = 0.01
-    beta: float = 0.1
-    reduction: str = "sum"
-    label_smoothing: float = 0.0
-    steps: int = 100_000
-    max_minutes: float | None = None
-    lr: float = 1e-5
-    weight_decay: float = 1e-2
-    schedule: str = "constant"
-    warmup: float = 0.0
-    final_lr: float = 0.0
-    clip_norm: float | None = None
-    validate_every: int = 10_000
-    validation_lists: int | None = 2000
-    select: str = "loss"
-    k: int = 10
-    checkpoint_every: int = 5000
-    log_every: int = 50
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        choices = {"schedule": SCHEDULES, "reduction": ("sum", "mean"), "select": ("loss", "rank1")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise OptionError("unknown value", where=name, got=repr(getattr(self, name)), expected=", ".join(known))
-        counts = (
-            "identities",
-            "sequences",
-            "negatives",
-            "steps",
-            "validate_every",
-            "checkpoint_every",
-            "log_every",
-            "k",
-        )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise OptionError("must be at least 1", where=f"RerankerTraining.{name}", got=getattr(self, name))
-        for name in ("lr", "max_minutes", "clip_norm", "beta"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise OptionError("must be positive", where=f"RerankerTraining.{name}", got=value)
+#: Settings that older runs do not record, and what they meant there.
+_ADDED = {"method": "cargait"}
+#: Networks by the name in `best/state.json`.
+_NETWORKS: dict[str, type[CarGait] | type[PairClassifier]] = {each.name: each for each in (CarGait, PairClassifier)}
 
 
 @dataclass(frozen=True)
@@ -115,14 +47,16 @@ class RerankerResult:
     """What a run gave.
 
     Attributes:
-        model: the best CarGait, in eval mode on the CPU, with its classifier (`for_inference()` leaves it behind).
-        step: of the best checkpoint; 0 = no training step beat the shortlist's own order on validation.
+        model: the best network, in eval mode on the CPU; a CarGait with its classifier (`for_inference()` leaves it
+            behind), or a PairClassifier.
+        step: of the best checkpoint; 0 = no training step beat the untrained network on validation, which is the
+            shortlist's own order for CarGait, and any order for the classifier.
         loss, rank1: its validation ranking loss (mean per triplet) and Rank-1 of the first k in percent.
         initial_loss, initial_rank1: the same before re-ranking.
         steps, minutes, path: of the whole run.
     """
 
-    model: CarGait
+    model: CarGait | PairClassifier
     step: int
     loss: float
     rank1: float
@@ -142,10 +76,10 @@ def train_reranker(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> RerankerResult:
-    """Trains CarGait on D, keeping the checkpoint that is best on D_val.
+    """Trains CarGait (or `config.method`) on D, keeping the checkpoint that is best on D_val.
 
     The untrained CarGait keeps the shortlist's distances and takes part as step 0, so on the validation lists the
-    result is never worse than no re-ranking.
+    result is never worse than no re-ranking. The classifier has no such start and may be.
 
     Args:
         training: D.
@@ -166,7 +100,7 @@ def train_reranker(
             got=f"{training.features.shape[1:]} and {validation.features.shape[1:]}",
         )
     described = {**asdict(config), "lists": len(training.lists), "validation": len(validation.lists)}
-    run = Run(out, described, resume=resume, flexible=_FLEXIBLE)
+    run = Run(out, described, resume=resume, flexible=_FLEXIBLE, added=_ADDED)
     device = pick_device(config.device)
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         loop = _Loop(training, validation, config, run, device)
@@ -175,11 +109,12 @@ def train_reranker(
             return loop.train(progress, stop)
 
 
-def load_best(out: str | os.PathLike[str]) -> CarGait:
-    """The best CarGait of the run in `out` (eval mode, CPU, with its classifier)."""
+def load_best(out: str | os.PathLike[str]) -> CarGait | PairClassifier:
+    """The best network of the run in `out` (eval mode, CPU; a CarGait with its classifier)."""
     folder = Path(out) / "best"
     try:
-        model = CarGait(**json.loads((folder / "state.json").read_text())["options"])
+        state = json.loads((folder / "state.json").read_text())
+        model = _NETWORKS[state.get("network", CarGait.name)](**state["options"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError("no trained weights there", where=str(folder), got=str(error), fix="train first") from error
@@ -208,18 +143,17 @@ class _Loop:
         self.config, self.run, self.device = config, run, device
         self.lists = training.lists
         self.features = torch.from_numpy(training.features).to(device)
-        classes, labels = np.unique(training.labels, return_inverse=True)
-        self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
+        labels = np.unique(training.labels, return_inverse=True)[1].astype(np.int64)
         self.sampler = _sampler(labels[self.lists.probes], config)
         self.validation = ListValidation(
             validation, beta=config.beta, k=config.k, limit=config.validation_lists, seed=config.seed, device=device
         )
         torch.manual_seed(config.seed)
-        count = len(classes) if config.alpha else None
-        self.model = CarGait(training.features.shape[2], config.width, config.heads, count).to(device)
+        self.method = create_method(config, self.features, torch.from_numpy(labels).to(device))
+        self.model = self.method.model
         self.optimiser = torch.optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.step = 0
-        #: step, loss and Rank-1 of the first and of the best validation
+        #: loss and Rank-1 of the shortlist; step, loss and Rank-1 of the best validation
         self.initial: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.validated = -1
@@ -249,13 +183,7 @@ class _Loop:
             group["lr"] = rate
         self.model.train()
         probes, others = self._sample()
-        if config.alpha:
-            distances, entropy = self._conditioned(probes, others)
-        else:
-            distances, entropy = self.model(self.features[probes], self.features[others]), None
-        positive = distances[:, :1].expand(-1, config.negatives)
-        ranking = ranking_loss(positive, distances[:, 1:], config.beta, config.reduction)
-        loss = ranking if entropy is None else ranking + config.alpha * entropy
+        loss, distances, terms = self.method.loss(probes, others)
         self._check_finite("loss", float(loss.detach()))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -264,16 +192,15 @@ class _Loop:
         self._check_finite("gradient norm", norm)
         self.optimiser.step()
         self.step += 1
-        report = {
+        return {
             "step": self.step,
             "loss": float(loss.detach()),
-            "ranking": float(ranking.detach()),
-            "ranked_right": float((distances[:, 1:] >= positive).float().mean()),
+            **{name: float(term.detach()) for name, term in terms.items()},
+            "ranked_right": float((distances[:, 1:] >= distances[:, :1]).float().mean()),
             "gradient_norm": norm,
             "lr": rate,
             "minutes": self.budget.elapsed / 60.0,
         }
-        return report if entropy is None else {**report, "cross_entropy": float(entropy.detach())}
 
     def _sample(self) -> tuple[Tensor, Tensor]:
         """Probes [B] and their others [B, 1 + negatives], the positive first; drawn from the seed and the step."""
@@ -288,26 +215,17 @@ class _Loop:
         others = np.take_along_axis(candidates, picks, axis=1)
         return torch.from_numpy(self.lists.probes[chosen]).to(self.device), torch.from_numpy(others).to(self.device)
 
-    def _conditioned(self, probes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances [B, 1 + negatives] and the cross-entropy over both conditioned maps of every pair."""
-        count = others.shape[1]
-        first, second = probes.repeat_interleave(count), others.reshape(-1)
-        attended_p, attended_c = self.model.attend(self.features[first], self.features[second])
-        distances = torch.linalg.vector_norm(attended_p - attended_c, dim=-1).mean(dim=-1).reshape(-1, count)
-        logits = self.model.classify(torch.cat([attended_p, attended_c]))
-        labels = self.labels[torch.cat([first, second])]
-        return distances, cross_entropy(logits, labels, scale=1.0, label_smoothing=self.config.label_smoothing)
-
     def validate(self) -> dict[str, float]:
         """Measures, logs and keeps the weights where they are the best so far."""
         figures = self.validation.measure(self.model)
         figures["step"] = self.step
         self.run.log(**{"step": self.step, **{f"validation_{key}": figures[key] for key in ("loss", "rank1")}})
         logger.info("step %d: validation loss %.4f, Rank-1 %.2f %%", self.step, figures["loss"], figures["rank1"])
-        self.initial = self.initial or figures
+        self.initial = self.initial or self.validation.of_shortlist()
         if not self.best or self._key(figures) < self._key(self.best):
             self.best = figures
-            self.run.save_best(state_on_cpu(self.model), {"options": self.model.options, **figures})
+            state = {"network": self.model.name, "options": self.model.options, **figures}
+            self.run.save_best(state_on_cpu(self.model), state)
         self.validated = self.step
         return {f"validation_{key}": figures[key] for key in ("loss", "rank1")}
 
