@@ -79,10 +79,11 @@ class EmbedderForExport(ExportWrapper):
         self.model = model
         self.size, self.channels = size, channels
         self.dynamic_axes = {"silhouettes": {0: "batch", 1: "frames"}}
-        self.least = {"frames": model.least_frames}
+        least = getattr(model, "least_frames", 1)
+        self.least = {"frames": least}
         self.output_shapes = {"features": ("batch", model.strips, model.dims)}
         self.sizes = {"size": size, "channels": channels, "strips": model.strips, "dims": model.dims}
-        self.sizes["least_frames"] = model.least_frames
+        self.sizes["least_frames"] = least
         self.eval()
 
     def forward(self, silhouettes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,29 +22,36 @@ from gaitsdk.silhouettes import check_silhouettes, load_sequence, prepare, stack
 
 torch = pytest.importorskip("torch")
 
+from gaitsdk.models import registry  # noqa: E402
 from gaitsdk.models.base import FrameSetModel  # noqa: E402
 from gaitsdk.models.options import ModelOptions  # noqa: E402
-from gaitsdk.models.registry import create, list_models, register_model  # noqa: E402
+from gaitsdk.models.registry import create, register_model  # noqa: E402
 
 NAME = "threemaps-for-tests"
 
-if NAME not in list_models():
 
-    @register_model(NAME)
-    class ThreeMaps(FrameSetModel):
-        """One convolution over limbs, joints and silhouette, the maximum over frames, eight strips."""
+class ThreeMaps(FrameSetModel):
+    """One convolution over limbs, joints and silhouette, the maximum over frames, eight strips."""
 
-        input_channels: ClassVar[int] = 3
+    input_channels: ClassVar[int] = 3
 
-        def __init__(self, options: ModelOptions) -> None:
-            super().__init__(options, strips=8, dims=16)
-            self.conv = torch.nn.Conv2d(3, 16, 8, stride=8, padding=(0, 2))
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__(options, strips=8, dims=16)
+        self.conv = torch.nn.Conv2d(3, 16, 8, stride=8, padding=(0, 2))
 
-        def frame_maps(self, frames: Any) -> tuple[Any, ...]:
-            return (torch.relu(self.conv(frames)),)
+    def frame_maps(self, frames: Any) -> tuple[Any, ...]:
+        return (torch.relu(self.conv(frames)),)
 
-        def set_features(self, pooled: tuple[Any, ...]) -> Any:
-            return pooled[0].amax(dim=3).transpose(1, 2).contiguous()
+    def set_features(self, pooled: tuple[Any, ...]) -> Any:
+        return pooled[0].amax(dim=3).transpose(1, 2).contiguous()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """For this module only: other tests go over the registry."""
+    register_model(NAME)(ThreeMaps)
+    yield
+    del registry._MODELS[NAME]
 
 
 def maps(person: int, kind: str = "nm-01", frames: int = 20) -> np.ndarray:
