@@ -30,7 +30,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 demo: setup  ## enrol and identify synthetic walkers, in-process and through a real Triton server
 	$(BIN)/gaitsdk demo
 
-test: setup lint  ## format, types and every test (five minutes on two cores)
+test: setup lint  ## format, types and every test (nine minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-models: setup  ## export every backbone at its published sizes and compare (half an hour on two cores)
