@@ -9,9 +9,11 @@ is what this script writes. Nothing is measured here: that is benchmarks/backbon
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pages import markdown, write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
@@ -19,7 +21,7 @@ RESULTS = {
     "CPU": ROOT / "benchmarks" / "results" / "backbones.json",
     "GPU": ROOT / "benchmarks" / "results" / "backbones_cuda.json",
 }
-START, END = "<!-- tables: python benchmarks/models_table.py -->", "<!-- end of tables -->"
+START = "<!-- tables: python benchmarks/models_table.py -->"
 #: Tags that no data set stands behind.
 SMALL = ("tiny", "shipped")
 MISSING = "–"  # noqa: RUF001 (the dash of an empty cell)
@@ -30,13 +32,6 @@ def rows(report: Mapping[str, Any], *, small: bool) -> Iterator[tuple[str, Mappi
     for name, figures in report["networks"].items():
         if "network" in figures and (name.partition(".")[2] in SMALL) == small:
             yield name, figures
-
-
-def markdown(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A table: the first column to the left, the others to the right."""
-    cells = [list(head), *map(list, lines)]
-    ruler = ["---", *("---:" for _ in cells[0][1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], ruler, *cells[1:]))
 
 
 def figure(part: Mapping[str, Any] | None, key: str, style: str) -> str:
@@ -107,22 +102,13 @@ def tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*parts, f"Measured on: {'; '.join(machines)}."])
 
 
-def written(page: str, reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page with its tables replaced."""
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise SystemExit(f"{PAGE.name} lacks the markers {START} and {END}")
-    return f"{before}{START}\n\n{tables(reports)}\n\n{END}{after}"
-
-
 def reports() -> dict[str, dict[str, Any]]:
     """The committed figures, by device."""
     return {device: json.loads(path.read_text(encoding="utf-8")) for device, path in RESULTS.items() if path.exists()}
 
 
 def main() -> None:
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), reports()), encoding="utf-8")
+    write(PAGE, START, tables(reports()))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     spec = importlib.util.spec_from_file_location("models_table", ROOT / "benchmarks" / "models_table.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -24,7 +25,10 @@ def script() -> ModuleType:
 
 def test_the_tables_are_what_the_script_writes(script: ModuleType) -> None:
     page = script.PAGE.read_text(encoding="utf-8")
-    assert page == script.written(page, script.reports()), "run python benchmarks/models_table.py"
+    pages = importlib.import_module("pages")
+    assert page == pages.written(page, "models.md", script.START, script.tables(script.reports())), (
+        "run python benchmarks/models_table.py"
+    )
 
 
 def test_every_registered_backbone_is_there(script: ModuleType) -> None:
@@ -51,7 +55,7 @@ def test_unverified_networks_are_marked(script: ModuleType) -> None:
 
 def test_a_page_without_markers_is_refused(script: ModuleType) -> None:
     with pytest.raises(SystemExit, match="markers"):
-        script.written("# The backbones", script.reports())
+        importlib.import_module("pages").written("# The backbones", "models.md", script.START, "")
 
 
 def test_parts_that_were_not_measured_are_dashes(script: ModuleType) -> None:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from gaitsdk.errors import InputError, NoFramesError, SilhouetteShapeError, SilhouetteValueError
-from gaitsdk.models.blocks import SeparateBNNecks, channels_last, frames_per_chunk, is_exporting, is_tracing
+from gaitsdk.models.blocks import (
+    SeparateBNNecks,
+    channels_last,
+    frames_per_chunk,
+    is_exporting,
+    is_tracing,
+    maximum_over,
+)
 from gaitsdk.models.options import ModelOptions
 
 
@@ -27,7 +34,7 @@ class GaitModel(nn.Module, abc.ABC):
         length_handling: how a shorter sequence may be padded in a batch: "cyclic" = repeating its frames from the
             start leaves F unchanged; "alone" = padding changes F, so only equal lengths share a batch.
         chunk_frames: how many frames `forward_sequences` lets through the network at once; None = what is fastest,
-            16 to 128 on a CPU, 512 on a GPU.
+            16 to 96 on a CPU, 512 on a GPU.
         least_frames: fewest frames that an exported graph takes; the networks below that repeat frames, which a
             graph cannot decide.
         ignored_keys: last parts of the names of constants that OpenGait's checkpoints hold and this network computes.
@@ -244,7 +251,7 @@ class FrameSetModel(GaitModel):
         else:
             chunks = [self.frame_maps(chunk) for chunk in torch.split(frames, frames_per_chunk(self))]
             maps = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
-        pooled = tuple(m.reshape(batch, time, m.shape[1], m.shape[2], m.shape[3]).amax(dim=1) for m in maps)
+        pooled = tuple(maximum_over(m.unflatten(0, (batch, time)), dim=1) for m in maps)
         return self.set_features(pooled)
 
     def _extract_sequences(self, sequences: list[Tensor]) -> Tensor:
@@ -255,7 +262,7 @@ class FrameSetModel(GaitModel):
             counts = [stop - start for _, start, stop in chunk]
             parts = zip(*(torch.split(m, counts) for m in maps), strict=True)
             for (index, _, _), part in zip(chunk, parts, strict=True):
-                new = tuple(m.amax(dim=0) for m in part)
+                new = tuple(maximum_over(m, dim=0) for m in part)
                 old = maxima[index]
                 maxima[index] = new if old is None else tuple(map(torch.maximum, old, new))
         pooled = zip(*(m for m in maxima if m is not None), strict=True)

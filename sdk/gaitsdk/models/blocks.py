@@ -120,12 +120,37 @@ def frames_per_chunk(block: nn.Module) -> int:
     """How many frames pass 2-D layers together in inference.
 
     So that a long sequence needs no more memory than a short one in the layer with the largest maps, and on a CPU so
-    few that their maps stay in the caches (measured: 8 % faster than 30 at once in GaitBase).
+    few that their maps stay in the caches (measured: 8 % faster than 30 at once in GaitBase; narrow networks, whose
+    layers cost more to call than to compute, gain until 64).
     """
     weight = next(block.parameters(), None)
     if weight is not None and weight.device.type != "cpu":
         return 512
-    return 32 if weight is None or weight.shape[0] < 32 else 16
+    return 64 if weight is None or weight.shape[0] < 32 else 16
+
+
+def maximum_over(x: Tensor, dim: int) -> Tensor:
+    """`x.amax(dim)`, read in the order of memory.
+
+    torch reduces maps whose channels are last in memory at a thirtieth of the speed of flat ones.
+
+    Args:
+        x: maps in any memory format.
+        dim: the dimension of the frames, not negative.
+
+    Returns:
+        x without that dimension, in x's memory format.
+    """
+    if is_exporting():
+        return x.amax(dim=dim)
+    others = sorted((each for each in range(x.dim()) if each != dim), key=lambda each: -x.stride(each))
+    outer = [each for each in others if x.stride(each) > x.stride(dim)]
+    inner = others[len(outer) :]
+    if not inner:
+        return x.amax(dim=dim)
+    flat = x.permute(*outer, dim, *inner).flatten(len(outer) + 1)
+    found = flat.amax(dim=len(outer)).unflatten(-1, [x.shape[each] for each in inner])
+    return found.permute([others.index(each) for each in sorted(others)])
 
 
 class Shortcut2d(nn.Sequential):

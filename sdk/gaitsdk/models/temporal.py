@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gaitsdk.models.base import GaitModel
+from gaitsdk.models.blocks import maximum_over
 from gaitsdk.models.packing import Packing, Piece, cut, rows
 
 #: A piece of a long sequence is at least so many halos long, so that what overlaps costs little.
@@ -65,7 +66,7 @@ class TemporalModel(GaitModel):
     def extract(self, x: Tensor) -> Tensor:
         """x [B, T, (C,) H, W] -> [B, s, d]."""
         maps = self.temporal_maps(self._channels_first(self.lengthen(x)), None)
-        return self.set_features(maps.amax(dim=2))
+        return self.set_features(maximum_over(maps, dim=2))
 
     def _channels_first(self, x: Tensor) -> Tensor:
         return x.unsqueeze(1) if self.input_channels == 1 else x.transpose(1, 2)
@@ -74,7 +75,7 @@ class TemporalModel(GaitModel):
         """On a CPU only sequences in small networks gain by sharing a time axis (figures: docs/models.md)."""
         room = super()._chunk_frames()
         small = sum(each.numel() for each in self.parameters()) < _SMALL
-        return max(room, 128) if small and self.chunk_frames is None else room
+        return max(room, 96) if small and self.chunk_frames is None else room
 
     def _extract_sequences(self, sequences: list[Tensor]) -> Tensor:
         """Short sequences share a time axis, long ones are cut into pieces; maxima join what belongs together."""
@@ -82,7 +83,9 @@ class TemporalModel(GaitModel):
         room = self._chunk_frames()
         longest = room if self.halo == 0 else max(room, _SHORTEST_PIECE, _HALOS * self.halo)
         maxima: dict[int, Tensor] = {}
-        for row in rows(cut([s.shape[0] for s in sequences], longest, self.halo, self.step), room):
+        pieces = cut([s.shape[0] for s in sequences], longest, self.halo, self.step)
+        # The shortest share an axis, where calling the layers costs most; long ones gain nothing by company.
+        for row in rows(sorted(pieces, key=lambda piece: piece.length), room):
             for piece, maximum in zip(row, self._maxima(row, sequences), strict=True):
                 known = maxima.get(piece.sequence)
                 maxima[piece.sequence] = maximum if known is None else torch.maximum(known, maximum)
@@ -100,5 +103,5 @@ class TemporalModel(GaitModel):
         found = []
         for piece, each in zip(row, maps, strict=True):
             first, last = (piece.first - piece.start) // self.stride, (piece.last - piece.start) // self.stride
-            found.append(each[:, first:last].amax(dim=1))
+            found.append(maximum_over(each[:, first:last], dim=1))
         return found
