@@ -251,7 +251,7 @@ class FrameSetModel(GaitModel):
         else:
             chunks = [self.frame_maps(chunk) for chunk in torch.split(frames, frames_per_chunk(self))]
             maps = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
-        pooled = tuple(maximum_over(m.unflatten(0, (batch, time)), dim=1) for m in maps)
+        pooled = tuple(maximum_over(m.reshape(batch, time, *m.shape[1:]), dim=1) for m in maps)
         return self.set_features(pooled)
 
     def _extract_sequences(self, sequences: list[Tensor]) -> Tensor:

@@ -143,13 +143,14 @@ def maximum_over(x: Tensor, dim: int) -> Tensor:
     """
     if is_exporting():
         return x.amax(dim=dim)
-    others = sorted((each for each in range(x.dim()) if each != dim), key=lambda each: -x.stride(each))
-    outer = [each for each in others if x.stride(each) > x.stride(dim)]
+    strides = x.stride()
+    others = sorted((each for each in range(x.dim()) if each != dim), key=strides.__getitem__, reverse=True)
+    outer = [each for each in others if strides[each] > strides[dim]]
     inner = others[len(outer) :]
     if not inner:
         return x.amax(dim=dim)
     flat = x.permute(*outer, dim, *inner).flatten(len(outer) + 1)
-    found = flat.amax(dim=len(outer)).unflatten(-1, [x.shape[each] for each in inner])
+    found = flat.amax(dim=len(outer)).reshape([x.shape[each] for each in others])
     return found.permute([others.index(each) for each in sorted(others)])
 
 
