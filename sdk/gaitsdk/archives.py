@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,29 @@ def read_archive(path: Path, max_bytes: int = MAX_BYTES) -> NDArray[Any]:
         DatasetError: unreadable, damaged, no array, objects, too large, or which array holds the silhouettes is not
             clear.
     """
+    (array,) = read_arrays(path, lambda names: [_silhouettes(path, names)], max_bytes).values()
+    return array
+
+
+def read_arrays(
+    path: Path, choose: Callable[[list[str]], Sequence[str]], max_bytes: int = MAX_BYTES
+) -> dict[str, NDArray[Any]]:
+    """Arrays of a .npz archive by name: those that `choose` picks of all names; args and raises as `read_archive`."""
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):  # numpy.load goes by the contents, whatever the name
             raise _unusable(path, "one bare array", "rename it to .npy")
         with archive:
-            name = _silhouettes(path, archive.files)
-            size = _unpacked(archive.zip, name)
-            if size > max_bytes:
-                raise _unusable(path, f"{name} unpacks to {size} bytes, of at most {max_bytes}", "cut the sequence")
-            array: NDArray[Any] = archive[name]
+            names = choose(archive.files)
+            for name in names:
+                size = _unpacked(archive.zip, name)
+                if size > max_bytes:
+                    raise _unusable(path, f"{name} unpacks to {size} bytes, of at most {max_bytes}", "cut the sequence")
+            return {name: archive[name] for name in names}
     except (OSError, ValueError, LookupError, EOFError, ArithmeticError, MemoryError) as error:
         raise _unusable(path, f"{type(error).__name__}: {str(error)[:200]}") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, SyntaxError, TypeError) as error:
         raise _unusable(path, f"{type(error).__name__}: {str(error)[:200]}") from error
-    return array
 
 
 def _silhouettes(path: Path, names: list[str]) -> str:

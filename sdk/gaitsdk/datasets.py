@@ -15,20 +15,24 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk.archives import read_archive
-from gaitsdk.errors import DatasetError, InputError, SilhouetteError
+from gaitsdk.checks import MIN_FRAMES
+from gaitsdk.errors import DatasetError, InputError
 from gaitsdk.frames import image_names
+from gaitsdk.maps import ARRAYS, located, map_of
+
+if TYPE_CHECKING:
+    from gaitsdk.silhouettes import Normalised
 
 logger = logging.getLogger(__name__)
 
 _LAYOUT = "<root>/<identity>/<type>/<view>/ with one .pkl, .npy or .npz file or PNG files in it"
 _LEVELS = ("identities", "types", "views")
-_ARRAYS = (".npy", ".npz", ".pkl")
 _DEPTH = 3
 #: Where no sequence is found, folders are searched for the data down to here, and no more of them than this.
 _DEEPEST, _MOST_FOLDERS = 7, 2000
@@ -60,12 +64,8 @@ class SequenceRef:
         folders, files = _listing(self.path)
         data = _data(files)
         if not data:
-            raise DatasetError(
-                "the folder holds no sequence",
-                where=str(self.path),
-                got=_short(folders + files) or "an empty folder",
-                expected="a .pkl, .npy or .npz file, or PNG files",
-            )
+            got, expected = _short(folders + files) or "an empty folder", "a .pkl, .npy or .npz file, or PNG files"
+            raise DatasetError("the folder holds no sequence", where=str(self.path), got=got, expected=expected)
         return _chosen(self.path, data)
 
     def load(self) -> NDArray[np.uint8]:
@@ -82,13 +82,15 @@ class SequenceRef:
         from gaitsdk.silhouettes import load_sequence
 
         source = self.file()
-        try:
+        with located(source):
             return load_sequence(read_archive(source) if _suffix(source.name) == ".npz" else source)
-        except SilhouetteError as error:
-            # The subclasses are about what the frames show; the plain class is about the file itself.
-            kind = DatasetError if type(error) is SilhouetteError else type(error)
-            where = str(source) if error.where in (None, str(source)) else f"{source}: {error.where}"
-            raise kind(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
+
+    def prepare(self, size: int = 64, *, channels: int = 1, min_frames: int = MIN_FRAMES) -> Normalised:
+        """What a model of this input reads (`gaitsdk.silhouettes.prepare`): of several maps per frame, those of the
+        folder's files, joined by their names (`gaitsdk.maps.read_maps`). Raises: as `load`, and for the frames."""
+        from gaitsdk.silhouettes import prepare
+
+        return prepare(self.load() if channels == 1 else self.path, size, channels=channels, min_frames=min_frames)
 
 
 class SequenceTree:
@@ -294,7 +296,7 @@ def _listing(folder: Path) -> tuple[list[str], list[str]]:
 
 def _data(files: Collection[str]) -> list[str]:
     """Array and PNG files; other images only where there are none of these, for they may be previews."""
-    arrays = [name for name in files if _suffix(name) in _ARRAYS]
+    arrays = [name for name in files if _suffix(name) in ARRAYS]
     return sorted(arrays + [name for name in image_names(files) if not arrays or _suffix(name) == ".png"])
 
 
@@ -304,10 +306,10 @@ def _suffix(name: str) -> str:
 
 def _chosen(folder: Path, data: list[str]) -> Path:
     """The array file with the silhouettes or, where there are image files only, the folder."""
-    arrays = [name for name in data if _suffix(name) in _ARRAYS]
-    if not arrays:
-        return folder
+    arrays = [name for name in data if _suffix(name) in ARRAYS]
     images = len(data) - len(arrays)
+    if not arrays or (images and all(map_of(name) not in (None, "silhouettes") for name in arrays)):
+        return folder  # skeletons beside images: the images are the silhouettes
     silhouettes = [name for name in arrays if "sil" in os.path.splitext(name)[0].lower()]
     # CASIA-B* keeps raw and normalised silhouettes side by side; the normalised ones are called aligned.
     aligned = [name for name in silhouettes if "aligned" in name.lower()]
@@ -379,17 +381,15 @@ def _names(level: str, value: Iterable[str] | None) -> frozenset[str] | None:
         return None
     listed = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) else list(value)
     if isinstance(value, (str, bytes)) or not all(isinstance(each, str) for each in listed):
-        raise InputError(
-            "not a collection of names", where=level, got=repr(value)[:100], expected='strings, like ["090"]'
-        )
+        got = repr(value)[:100]
+        raise InputError("not a collection of names", where=level, got=got, expected='strings, like ["090"]')
     return frozenset(listed)
 
 
 def _strings(value: Any, name: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise DatasetError(
-            "not a list of names", where=f"{where}: {name}_SET", got=repr(value)[:100], expected='["001", "002", ...]'
-        )
+        where, got = f"{where}: {name}_SET", repr(value)[:100]
+        raise DatasetError("not a list of names", where=where, got=got, expected='["001", "002", ...]')
     return tuple(value)
 
 

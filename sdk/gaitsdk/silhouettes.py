@@ -35,7 +35,7 @@ from gaitsdk.checks import (
 )
 from gaitsdk.errors import SilhouetteShapeError, SilhouetteValueError
 from gaitsdk.frames import Frames, RawFrame, holds_maps, open_frames, open_path
-from gaitsdk.maps import open_maps, skeleton_input, stack_maps
+from gaitsdk.maps import folder_of_maps, open_maps, read_maps, skeleton_input, stack_maps
 from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL, FrameQuality, QualityReport
 from gaitsdk.resize import scale_and_centre
 from gaitsdk.skeletons import skeleton_maps
@@ -141,7 +141,8 @@ def prepare(
     row. Their pixels are never changed; only frames without any foreground are dropped. Everything else is normalised.
 
     Where the model reads C > 1 maps per frame, the sequence must be stacked and normalised already (`skeleton_input`,
-    `stack_maps`): `[T, C, S, S]` uint8, the silhouette last, as an array, a list of frames, or a .npy or .pkl file.
+    `stack_maps`): `[T, C, S, S]` uint8, the silhouette last, as an array, a list of frames, or a .npy or .pkl file. A
+    folder with a file for each map is joined (`gaitsdk.maps.read_maps`).
 
     Args:
         channels: C of the model.
@@ -150,6 +151,9 @@ def prepare(
     """
     check_options(size, min_frames, max_frames)
     if channels > 1:
+        folder = folder_of_maps(sequence) if channels == 3 else None
+        if folder is not None:
+            return read_maps(folder, size, min_frames=min_frames, max_frames=max_frames)
         maps = open_maps(sequence, size, channels, max_frames)
         if maps[:, -1].any():
             check_normalised(maps[:, -1])

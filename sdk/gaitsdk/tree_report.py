@@ -16,7 +16,7 @@ from rich.table import Table
 from gaitsdk.datasets import SequenceRef, SequenceTree
 from gaitsdk.errors import DatasetError, OptionError, SilhouetteError
 from gaitsdk.recognizer import TOP_K, Recognizer
-from gaitsdk.silhouettes import Silhouettes, prepare
+from gaitsdk.silhouettes import Silhouettes
 
 if TYPE_CHECKING:
     from gaitsdk.engine import Description
@@ -186,7 +186,7 @@ def _usable(
 ) -> Iterator[tuple[SequenceRef, Silhouettes]]:
     for ref in refs:
         try:
-            yield ref, prepare(ref.load(), model.size, channels=model.channels).silhouettes
+            yield ref, ref.prepare(model.size, channels=model.channels).silhouettes
         except (SilhouetteError, DatasetError) as error:
             skipped.append(f"{ref.identity}/{ref.type}/{ref.view}: {error}")
 

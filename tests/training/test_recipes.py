@@ -123,6 +123,46 @@ def test_the_multi_step_schedule_divides_by_ten_from_each_milestone_on() -> None
         BackboneTraining(schedule="multistep", milestones=[5, 3])
 
 
+@pytest.mark.parametrize(
+    ("name", "sampling", "frames", "skip"),
+    [
+        ("gaitbase-gait3d", "unfixed_unordered", (10, 50), None),
+        ("gaitbase-grew", "unfixed_unordered", (20, 40), None),
+        ("gaitbase-casiab", "fixed_unordered", 30, None),
+        ("gaitpart-casiab", "fixed_ordered", 30, 10),
+        ("gaitpart-mpl-oumvlp", "fixed_ordered", 30, 10),
+        ("gaitgl-grew-bnneck", "fixed_ordered", 30, 0),
+        ("gln-casiab-phase2", "fixed_ordered", 30, 0),
+        ("deepgaitv2-gait3d", "fixed_ordered", 30, 4),
+        ("skeletongait++-grew", "fixed_ordered", 30, 4),
+    ],
+)
+def test_frames_are_sampled_as_published(
+    name: str, sampling: str, frames: int | tuple[int, int], skip: int | None
+) -> None:
+    config = backbone(name)
+    assert (config.sampling, config.frame_count) == (sampling, frames)
+    assert skip is None or config.frames_skip == skip
+
+
+def test_unfixed_sampling_needs_its_range_and_nothing_else_does() -> None:
+    config = BackboneTraining(sampling="unfixed_ordered", frames_min=3, frames_max=5)
+    assert config.frame_count == (3, 5)
+    assert plan_backbone(config, blank(9, 4), blank(2, 4))["batch"] == [8, 8, 5]  # the longest: memory is what it takes
+    for wrong in (
+        {"sampling": "unfixed_ordered"},
+        {"sampling": "unfixed_ordered", "frames_min": 3},
+        {"sampling": "unfixed_unordered", "frames_min": 5, "frames_max": 3},
+        {"sampling": "unfixed_unordered", "frames_min": 0, "frames_max": 3},
+        {"frames_min": 3, "frames_max": 5},
+        {"frames_max": 5},
+        {"frames_skip": -1},
+        {"sampling": "all_ordered"},
+    ):
+        with pytest.raises(OptionError, match=r"BackboneTraining\.frames_|sampling"):
+            BackboneTraining(**wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", RERANKERS)
 def test_a_rerankers_recipe_is_the_papers(name: str) -> None:
     config = read_config(RerankerTraining, recipe=name)
@@ -278,7 +318,7 @@ def test_a_network_of_three_maps_is_refused_before_anything_is_written(
     config: BackboneTraining, tmp_path: Path
 ) -> None:
     three = read_config(BackboneTraining, recipe="skeletongait++-gait3d")
-    with pytest.raises(OptionError, match="silhouettes"):
+    with pytest.raises(OptionError, match="expected 3: limbs, joints, silhouette"):
         train_backbone(people(4), three, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -69,7 +69,7 @@ def test_features_are_kept_in_the_runs_folder(tree: Path, bundle: Path, tmp_path
     assert Bundle.load(tmp_path / "run" / "model.gait").manifest.reranker is not None
 
 
-def test_runs_share_features_and_the_baseline_gives_no_bundle(
+def test_runs_share_features_and_the_baseline_gives_a_bundle_too(
     tree: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ["--features", tmp_path / "kept" / "walks.npy"]
@@ -82,9 +82,12 @@ def test_runs_share_features_and_the_baseline_gives_no_bundle(
     assert train(tree, bundle, tmp_path / "two", *shared, method="classifier") == 0
     assert [each.stat().st_mtime_ns for each in files] == written
     report = json.loads(capsys.readouterr().out)
-    assert report["method"] == "classifier" and report["weights"] == str(tmp_path / "two" / "best")
-    assert isinstance(load_best(report["weights"].removesuffix("/best")), PairClassifier)
-    assert not (tmp_path / "two" / "model.gait").exists()
+    assert report["method"] == "classifier" and report["bundle"] == str(tmp_path / "two" / "model.gait")
+    kept, best = Bundle.load(report["bundle"]), load_best(tmp_path / "two")
+    assert kept.manifest.reranker is not None and kept.manifest.reranker.name == "classifier"
+    found = kept.build_reranker()
+    assert isinstance(found, PairClassifier) and isinstance(best, PairClassifier)
+    assert all(torch.equal(value, best.state_dict()[name]) for name, value in found.state_dict().items())
 
 
 def test_features_in_the_way_of_another_file_are_refused(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load_file
@@ -18,109 +19,29 @@ from torch import Tensor, nn
 from gaitsdk.bundle import Bundle
 from gaitsdk.errors import OptionError, TrainingError
 from gaitsdk.models import GaitModel, create, model_class
+from gaitsdk_training.backbone_config import BackboneTraining
 from gaitsdk_training.checkpoints import Run
-from gaitsdk_training.data import SAMPLING, Augmentation, BatchLoader, PxKSampler, SequenceDataset, augment, to_input
-from gaitsdk_training.features import cross_view_rank1, embed_dataset, pick_device, state_on_cpu
+from gaitsdk_training.data import BatchLoader, PxKSampler, SequenceDataset, augment, to_input
+from gaitsdk_training.features import check_validation, cross_view_rank1, embed_dataset, state_on_cpu
+from gaitsdk_training.finite import refuse
 from gaitsdk_training.interruption import StopRequest, ctrl_c_requests_a_stop
 from gaitsdk_training.loop import Progress, run_to_the_end
 from gaitsdk_training.objective import Objective
-from gaitsdk_training.schedule import MULTISTEP, SCHEDULES, Budget, rate_factor
+from gaitsdk_training.optimising import Optimising
+from gaitsdk_training.processes import Processes, joined
+from gaitsdk_training.rates import rate_groups
+from gaitsdk_training.scalars import check_tensorboard
+from gaitsdk_training.schedule import Budget, rate_factor
+
+__all__ = ["BackboneResult", "BackboneTraining", "build_model", "check_input", "load_best", "train_backbone"]
 
 logger = logging.getLogger(__name__)
 
 
-OPTIMISERS = ("adamw", "adam", "sgd")
 #: What may change when a run is continued.
-_FLEXIBLE = ("steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "device", "workers")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneTraining:
-    """Everything that decides what comes out of a run, beside the data.
-
-    Attributes:
-        model, options: `gaitsdk.models.create(model, **options)`; the number of classes is added where the architecture
-            has a classifier and `cross_entropy_weight` > 0.
-        p, k: identities per batch, sequences per identity.
-        frames, sampling: frames per sequence and how they are chosen (`data.frames`).
-        steps: optimiser steps of the whole run.
-        max_minutes: ends the run earlier, the schedule following the time; None = no limit.
-        optimiser: "adamw", "adam" or "sgd" (momentum 0.9).
-        lr, weight_decay: peak learning rate and decay. Neither BN nor bias is decayed under AdamW; Adam adds the decay
-            of all weights to their gradient, as does SGD.
-        schedule, warmup, final_lr: see `schedule.rate_factor`.
-        milestones: steps from which on "multistep" divides the rate by ten; only there. With `max_minutes` they stand
-            for their share of `steps`.
-        clip_norm: largest gradient norm; None = not clipped.
-        margin, triplet_weight: of the triplet loss, or of GaitMPL's in its place.
-        drpl: options of `losses.DRPL` in place of the batch-all triplet loss, {} = its defaults; None = without.
-        gsam: options of `losses.GSAM` beside it, and "fusion" (Table IX); {} = its defaults; None = without.
-        cross_entropy_weight, scale, label_smoothing: of the cross-entropy; 0 trains without classifier.
-        augmentation: of the training batches.
-        ema: decay of an exponential moving average of the weights, which is then validated and kept; None = none.
-        validate_every, validation_frames: steps between validations; first frames used in one (None = all).
-        checkpoint_every, log_every: in steps.
-        seed: of weights, batches, frames and augmentation.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        workers: threads that load batches ahead; 0 = none.
-    """
-
-    model: str = "gaitbase"
-    options: dict[str, Any] = field(default_factory=dict)
-    p: int = 8
-    k: int = 8
-    frames: int = 10
-    sampling: str = "fixed_unordered"
-    steps: int = 10_000
-    max_minutes: float | None = None
-    optimiser: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    final_lr: float = 0.01
-    milestones: Sequence[int] | None = None
-    clip_norm: float | None = 10.0
-    margin: float = 0.2
-    triplet_weight: float = 1.0
-    drpl: dict[str, Any] | None = None
-    gsam: dict[str, Any] | None = None
-    cross_entropy_weight: float = 1.0
-    scale: float = 16.0
-    label_smoothing: float = 0.1
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    ema: float | None = None
-    validate_every: int = 500
-    validation_frames: int | None = None
-    checkpoint_every: int = 500
-    log_every: int = 10
-    seed: int = 0
-    device: str = "auto"
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        _choose("optimiser", self.optimiser, OPTIMISERS)
-        _choose("schedule", self.schedule, (*SCHEDULES, MULTISTEP))
-        _choose("sampling", self.sampling, SAMPLING)
-        for name in ("p", "k", "frames", "steps", "validate_every", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise OptionError("must be at least 1", where=f"BackboneTraining.{name}", got=getattr(self, name))
-        for name in ("lr", "max_minutes", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise OptionError("must be positive", where=f"BackboneTraining.{name}", got=value)
-        if self.ema is not None and not 0.0 < self.ema < 1.0:
-            raise OptionError("must lie between 0 and 1", where="BackboneTraining.ema", got=self.ema)
-        steps = list(self.milestones or ())
-        if steps != sorted(set(steps)) or any(each < 1 for each in steps):
-            raise OptionError(
-                "must be rising steps, each at least 1", where="BackboneTraining.milestones", got=self.milestones
-            )
-        if bool(steps) != (self.schedule == MULTISTEP):
-            raise OptionError(
-                "milestones and the schedule 'multistep' need each other", where="BackboneTraining.milestones",
-                got=f"{self.milestones} with schedule={self.schedule!r}", fix="set both, or neither",
-            )  # fmt: skip
+_FLEXIBLE = (
+    "steps", "max_minutes", "validate_every", "checkpoint_every", "log_every", "device", "workers", "tensorboard",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,6 +55,7 @@ class BackboneResult:
         steps: done in the whole run.
         minutes: taken by the whole run.
         path: the run's folder.
+        waited: share of this call's steps that was spent waiting for data, 0..1; in the first of several processes.
     """
 
     model: GaitModel
@@ -142,6 +64,7 @@ class BackboneResult:
     steps: int
     minutes: float
     path: Path
+    waited: float
 
 
 def train_backbone(
@@ -155,6 +78,9 @@ def train_backbone(
     progress: Progress | None = None,
 ) -> BackboneResult:
     """Trains a backbone, or goes on where a run in `out` stopped.
+
+    Where torchrun (or whoever sets its variables) has started several processes, each calls this with the same
+    arguments; they share every batch and give the same result as one (see `processes`). All of them have to see `out`.
 
     Args:
         dataset: the training sequences; frames as high as the backbone's input.
@@ -171,33 +97,46 @@ def train_backbone(
         weights whether it was interrupted or not, on the same machine and number of threads.
 
     Raises:
-        TrainingError: the loss is not finite (the last checkpoint stays), or too few identities.
+        TrainingError: features, loss or gradient are not finite (message and log name the batch, the last checkpoint
+            stays), the run's folder cannot be written, another process has ended, or too few identities.
         OptionError: an impossible configuration, or `out` belongs to another run. Nothing is written then.
+        MissingDependencyError: `tensorboard` without its package.
         TrainingStopped: Ctrl-C; a checkpoint was written, and the same call goes on from there.
     """
-    check_input(config)
     described: dict[str, Any] = {"classes": len(dataset.classes), "sequences": len(dataset)}
     if init is not None:
         architecture = init.manifest.architecture
         config = replace(config, model=architecture.name, options=dict(architecture.options))
         described["init"] = init.fingerprint
+    check_input(config, dataset, *(() if validation is None else (validation,)))
+    if validation is not None:
+        check_validation(validation)
     described |= asdict(config)
-    run = Run(out, described, resume=resume, flexible=_FLEXIBLE)
-    # The caller's random state stays as it was; network initialisation and dropout draw from the global one.
-    with torch.random.fork_rng(devices=_cuda_devices(config.device)):
-        loop = _Loop(dataset, config, run, validation, init)
-        run.begin()
-        with ctrl_c_requests_a_stop() as stop:
-            return loop.train(progress, stop)
+    if config.tensorboard:
+        check_tensorboard()
+    with joined(config.device) as group:
+        group.check_batch(config.p * config.k, "BackboneTraining: p x k")
+        run = Run(
+            out, described, resume=resume, flexible=_FLEXIBLE, added=asdict(BackboneTraining()), writes=group.leads
+        )
+        # The caller's random state stays as it was; network initialisation and dropout draw from the global one.
+        with torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
+            loop = _Loop(dataset, config, run, group, validation, init)
+            run.begin(config.tensorboard)
+            with ctrl_c_requests_a_stop() as stop, contextlib.closing(run):
+                return loop.train(progress, stop)
 
 
-def check_input(config: BackboneTraining) -> None:
-    """Refuses with OptionError a backbone whose input is more than silhouettes, which is all that the data hold."""
-    if model_class(config.model).input_channels != 1:
-        raise OptionError(
-            "its input is more than silhouettes, and the training data hold only those", where=f"model {config.model}",
-            fix="train another backbone, or import trained weights (gaitsdk import-opengait)",
-        )  # fmt: skip
+def check_input(config: BackboneTraining, *datasets: SequenceDataset) -> None:
+    """Refuses with OptionError data that have another number of maps per frame than the backbone reads."""
+    channels = model_class(config.model).input_channels
+    for each in datasets:
+        if each.channels != channels:
+            raise OptionError(
+                "the data have another number of maps per frame than the network reads", where=f"model {config.model}",
+                got=f"{each.channels}", expected=f"{channels}" + (": limbs, joints, silhouette" * (channels == 3)),
+                fix=f"load them with channels={channels}, or train another backbone",
+            )  # fmt: skip
 
 
 def load_best(out: str | os.PathLike[str]) -> GaitModel:
@@ -220,11 +159,12 @@ class _Loop:
         dataset: SequenceDataset,
         config: BackboneTraining,
         run: Run,
+        group: Processes,
         validation: SequenceDataset | None,
         init: Bundle | None,
     ) -> None:
         self.dataset, self.config, self.run, self.validation = dataset, config, run, validation
-        self.device = pick_device(config.device)
+        self.group, self.device = group, group.device
         self.sampler = PxKSampler(dataset.labels, config.p, config.k, config.seed)
         torch.manual_seed(config.seed)
         self.model = build_model(config, len(dataset.classes)).to(self.device)
@@ -232,56 +172,73 @@ class _Loop:
             self.model.load_state_dict(init.build_backbone().state_dict(), strict=False)
         self.objective = Objective(config, len(dataset.classes), self.model.strips, self.model.dims).to(self.device)
         self.ema = {key: value.clone() for key, value in self.model.state_dict().items()} if config.ema else None
-        self.optimiser = _optimiser(self.model, config)
+        group.synchronise(self.model)
+        self.optimising = Optimising(
+            self.model, _optimiser(self.model, config), config.precision, config.clip_norm, group
+        )
         self.step, self.best_step, self.validated = 0, 0, -1
         self.best: float | None = None
+        self.stepping = 0.0  # seconds in the steps of this call
         elapsed = self._resume()
         self.budget = Budget(config.steps, config.max_minutes, elapsed)
 
     def train(self, progress: Progress | None, stop: StopRequest) -> BackboneResult:
         if self.step == 0:
-            self.objective.prepare(self.model, self.dataset)
+            if self.group.leads:
+                self.objective.prepare(self.model, self.dataset)
+            self.group.copy_first(self.objective)
         config = self.config
         with BatchLoader(
-            self.dataset, self.sampler, frames=config.frames, sampling=config.sampling, seed=config.seed,
-            start=self.step, workers=config.workers,
+            self.dataset, self.sampler, frames=config.frame_count, sampling=config.sampling, skip=config.frames_skip,
+            seed=config.seed, start=self.step, workers=config.workers, share=self.group.share,
         ) as self.batches:  # fmt: skip
             run_to_the_end(self, progress, stop)
-        return BackboneResult(
-            load_best(self.run.path), self.best_step, self.best, self.step, self.budget.elapsed / 60.0, self.run.path
-        )
+        if not self.group.leads:  # the first process has measured
+            state = self.run.newest_state()
+            self.best, self.best_step = state["best"], state["best_step"]
+        waited = self.batches.waited / self.stepping if self.stepping else 0.0
+        logger.info("%.1f %% of the time was spent waiting for data", 100.0 * waited)
+        minutes = self.budget.elapsed / 60.0
+        best = load_best(self.run.path)
+        return BackboneResult(best, self.best_step, self.best, self.step, minutes, self.run.path, waited)
 
     def one_step(self, done: float) -> dict[str, Any]:
-        config = self.config
-        batch, labels, generator = self._batch()
+        config, started = self.config, time.perf_counter()
+        batch, labels, seed = self._batch()
         milestones = [each / config.steps for each in config.milestones or ()]
         rate = config.lr * rate_factor(config.schedule, done, config.warmup, config.final_lr, milestones)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        self.optimising.set_rate(rate)
         self.model.train()
-        torch.manual_seed(int(generator.initial_seed()))  # dropout, the same after a resume
-        features, logits = self.model.forward_train(batch)
+        torch.manual_seed(seed)  # dropout, the same after a resume
+        with self.optimising.autocast():
+            features, logits = self.model.forward_train(batch)
+        features, labels = self.group.gather(features.float()), self.group.gather(labels)
+        logits = None if logits is None else self.group.gather(logits.float())
+        if not bool((sound := features.detach().isfinite().flatten(1).all(dim=1)).all()):
+            self._refuse("the features are not finite", sound)
         self.objective.train()
         loss, report = self.objective(features, logits, labels, done)
-        self._check_finite("loss", float(loss.detach()))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = math.inf if config.clip_norm is None else config.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        self._check_finite("gradient norm", norm)
-        self.optimiser.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            self._refuse("the loss is not finite")
+        norm = self.optimising.gradients(loss)
+        if not self.optimising.usable(norm):
+            self._refuse("the gradient norm is not finite")
+        self.optimising.step()
         self.step += 1
         self._average()
-        about = {"loss": float(loss.detach()), "gradient_norm": norm, "lr": rate, "minutes": self.budget.elapsed / 60.0}
-        return {"step": self.step, **report, **about, "waited": self.batches.waited}
+        self.stepping += time.perf_counter() - started
+        about = {"lr": rate, "minutes": self.budget.elapsed / 60.0, "waited": self.batches.waited}
+        return {"step": self.step, **report, "loss": value, **self.optimising.report(norm), **about}
 
-    def _batch(self) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Batch of this step; everything random in it follows from the seed and the step."""
+    def _batch(self) -> tuple[Tensor, Tensor, int]:
+        """This process's rows of this step's batch, their labels, and a seed; everything random in it follows from the
+        run's seed, the step and, for augmentation and dropout, the process."""
         loaded = next(self.batches)
-        generator = torch.Generator().manual_seed(loaded.seed)
+        seed = loaded.seed + self.group.rank
         batch = to_input(torch.from_numpy(loaded.silhouettes).to(self.device), self.model.input_size)
-        batch = augment(batch, self.config.augmentation, generator)
-        return batch, torch.from_numpy(loaded.labels).to(self.device), generator
+        batch = augment(batch, self.config.augmentation, torch.Generator().manual_seed(seed))
+        return batch, torch.from_numpy(loaded.labels).to(self.device), seed
 
     def _average(self) -> None:
         """Moves the averaged weights towards the current ones; faster at first, so that the start is forgotten."""
@@ -325,14 +282,14 @@ class _Loop:
             "best_step": self.best_step,
             "validated": self.validated,
             "elapsed": self.budget.elapsed,
+            "scaler": self.optimising.scaler_state(),
         }
-        self.run.save(self.step, weights, self.optimiser.state_dict(), state)
+        self.run.save(self.step, weights, self.optimising.optimiser.state_dict(), state)
 
     def _resume(self) -> float:
         """Loads the newest checkpoint; gives the seconds that the run has taken."""
         checkpoint = self.run.newest()
         if checkpoint is None:
-            self.run.trim_log(-1)  # of an attempt that ended before its first checkpoint
             return 0.0
         names = ("model", *(() if self.ema is None else ("ema",)), *(() if self.config.gsam is None else ("memory",)))
         weights, optimiser, state = self.run.load(checkpoint, names)
@@ -341,25 +298,21 @@ class _Loop:
             self.objective.load_state_dict(weights["memory"])
         if self.ema is not None:
             self.ema = {key: value.to(self.device) for key, value in weights["ema"].items()}
-        self.optimiser.load_state_dict(optimiser)
+        self.optimising.optimiser.load_state_dict(optimiser)
+        self.optimising.load_scaler_state(state.get("scaler", {}))
         self.step, self.validated = state["step"], state["validated"]
         self.best, self.best_step = state["best"], state["best_step"]
-        self.run.trim_log(self.step)
         logger.info("resumed at step %d", self.step)
         return float(state["elapsed"])
 
-    def _check_finite(self, what: str, value: float) -> None:
-        if math.isfinite(value):
-            return
-        kept = self.run.newest()
-        left = "no checkpoint was written yet" if kept is None else f"{kept} is still good"
-        raise TrainingError(
-            f"the {what} is not finite",
-            where=f"step {self.step + 1}",
-            got=value,
-            expected="a finite number",
-            fix=f"lower lr or clip_norm; {left}",
-        )
+    def _refuse(self, what: str, sound: Tensor | None = None) -> NoReturn:
+        """Ends the run for the batch, or for those of its sequences that are not sound, bool [n]."""
+        chosen = self.sampler.batch(self.step)
+        if sound is not None:
+            chosen = chosen[~sound.cpu().numpy()]
+        data = self.dataset
+        names = [f"{data.identities[i]}/{data.types[i]}/{data.views[i]}" for i in chosen]
+        refuse(self.run, self.step + 1, what, names, "look at these sequences, or lower lr, clip_norm or precision")
 
 
 def build_model(config: BackboneTraining, classes: int) -> GaitModel:
@@ -371,23 +324,13 @@ def build_model(config: BackboneTraining, classes: int) -> GaitModel:
 
 
 def _optimiser(model: nn.Module, config: BackboneTraining) -> torch.optim.Optimizer:
-    parameters = [each for each in model.parameters() if each.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for factor, parameters in rate_groups(model, config.rates):
+        decayed = [each for each in parameters if each.dim() > 1 or config.optimiser != "adamw"]
+        others = [each for each in parameters if each.dim() <= 1 and config.optimiser == "adamw"]
+        groups.append({"params": decayed, "factor": factor, "weight_decay": config.weight_decay})
+        groups.append({"params": others, "factor": factor, "weight_decay": 0.0})
+    groups = [group for group in groups if group["params"]]
     if config.optimiser == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    if config.optimiser == "adam":
-        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
-    groups = [
-        {"params": [each for each in parameters if each.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [each for each in parameters if each.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], config.lr)
-
-
-def _cuda_devices(device: str) -> list[int]:
-    chosen = pick_device(device)
-    return [chosen.index or 0] if chosen.type == "cuda" else []
-
-
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError("unknown value", where=name, got=repr(value), expected=", ".join(choices))
+        return torch.optim.SGD(groups, config.lr, momentum=0.9)
+    return torch.optim.Adam(groups, config.lr) if config.optimiser == "adam" else torch.optim.AdamW(groups, config.lr)

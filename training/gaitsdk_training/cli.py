@@ -20,7 +20,9 @@ from gaitsdk_training.evaluate_cli import evaluate
 # torch and what needs it are imported by the verbs: this module is loaded for every `gaitsdk` call.
 if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
+    from gaitsdk_training.backbone_config import BackboneTraining
     from gaitsdk_training.data import SequenceDataset
+    from gaitsdk_training.reranker_config import RerankerTraining
 
 __all__ = ["evaluate", "train"]
 
@@ -53,6 +55,8 @@ Minutes = Annotated[float | None, typer.Option(help="Stop after so many minutes.
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")]
+Precision = Annotated[str | None, typer.Option(help="What the network computes in: fp32, bf16 or fp16.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events beside log.jsonl.")]
 Licence = Annotated[
     str | None, typer.Option(help="Licence of the weights, as the bundle will state it; that of --init by default.")
 ]
@@ -80,7 +84,9 @@ def train_backbone(
     lr: Rate = None,
     seed: Seed = None,
     device: Device = None,
+    precision: Precision = None,
     workers: Workers = None,
+    tensorboard: TensorBoard = False,
     licence: Licence = None,
     resume: Resume = True,
     dry_run: DryRun = False,
@@ -92,28 +98,30 @@ def train_backbone(
     from gaitsdk.models import model_class
     from gaitsdk_training import backbone
     from gaitsdk_training.configuration import make_config, read_values
-    from gaitsdk_training.features import pick_device
+    from gaitsdk_training.processes import is_first
 
     base = None if init is None else Bundle.load(init, artefacts=False)
     named = {"model": model, "steps": steps, "max_minutes": minutes, "lr": lr, "seed": seed, "device": device}
+    named |= {"precision": precision, "tensorboard": tensorboard or None}
     values = read_values(config, recipe=_recipe(recipe, "backbone"), settings=settings or (), **named, workers=workers)
     values = _with_architecture(values, base)
     chosen = make_config(backbone.BackboneTraining, values, str(config or recipe or "options"))
-    _check_before_reading(out, validation)
-    pick_device(chosen.device)  # an impossible one is refused before the data are read
+    _check_before_reading(out, validation, chosen)
+    reads = model_class(chosen.model)
+    frame = int(reads.Options.parse(chosen.model, chosen.options).size[0]), reads.input_channels
     if dry_run:
         from gaitsdk_training.plan import listed, plan_backbone
 
-        sets = listed(data, dataset=dataset, partition=partition).split(validation)
+        sets = listed(data, dataset=dataset, partition=partition, frame=frame).split(validation)
         return _show(plan_backbone(chosen, *sets), partition or dataset, as_json)
-    backbone.check_input(chosen)
-    size = int(model_class(chosen.model).Options.parse(chosen.model, chosen.options).size[0])
-    with _interruptible(), bars(as_json) as bar:
-        everybody = _load(data, partition, dataset, cache, size, bar)
+    with _interruptible(), bars(as_json or not is_first()) as bar:
+        everybody = _load(data, partition, dataset, cache, frame, bar)
         training, held_out = everybody.split(validation)
         result = backbone.train_backbone(
             training, chosen, out, validation=held_out, init=base, resume=resume, progress=_steps(bar("training"))
         )
+    if not is_first():
+        return
     notes = {
         "data": str(data.name),
         "identities": len(training.classes),
@@ -126,7 +134,8 @@ def train_backbone(
         notes["init"] = base.fingerprint
     licence = licence or ("not stated" if base is None else base.manifest.licence)
     bundle = Bundle.create(out / "model.gait", backbone=result.model, licence=licence, training=notes, overwrite=True)
-    _report({"bundle": str(bundle.path), **notes}, result.minutes, as_json)
+    waiting = {"waiting_for_data_percent": round(100.0 * result.waited, 2)}
+    _report({"bundle": str(bundle.path), **notes, **waiting}, result.minutes, as_json)
 
 
 @train.command("reranker")
@@ -154,32 +163,37 @@ def train_reranker(
     lr: Rate = None,
     seed: Seed = None,
     device: Device = None,
+    precision: Precision = None,
+    tensorboard: TensorBoard = False,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights; the bundle's by default.")] = None,
     resume: Resume = True,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train CarGait on the features of a bundle's backbone (kept in --out, or at --features)."""
+    """Train CarGait (--set method=classifier: its baseline) on the features of a bundle's backbone."""
     _need_training()
     from gaitsdk.bundle import Bundle
     from gaitsdk_training import reranker
     from gaitsdk_training.configuration import read_config
-    from gaitsdk_training.features import cached_features, pick_device
+    from gaitsdk_training.features import cached_features
+    from gaitsdk_training.processes import is_first, process_device
 
     named = {"steps": steps, "max_minutes": minutes, "lr": lr, "seed": seed, "device": device}
+    named |= {"precision": precision, "tensorboard": tensorboard or None}
     chosen = read_config(
         reranker.RerankerTraining, config, recipe=_recipe(recipe, "reranker"), settings=settings or (), **named
     )
-    _check_before_reading(out, validation)
+    _check_before_reading(out, validation, chosen)
     base = Bundle.load(bundle)
+    frame = base.size, base.manifest.input.channels
     if dry_run:
         from gaitsdk_training.plan import listed, plan_reranker
 
-        listing = listed(data, dataset=dataset, partition=partition).split(validation)
+        listing = listed(data, dataset=dataset, partition=partition, frame=frame).split(validation)
         return _show(plan_reranker(chosen, base.strips, base.dims, *listing), partition or dataset, as_json)
-    backbone: Any = base.build_backbone().to(pick_device(chosen.device))
-    with _interruptible(), bars(as_json) as bar:
-        parts = _load(data, partition, dataset, cache, base.size, bar).split(validation)
+    backbone: Any = base.build_backbone().to(process_device(chosen.device))
+    with _interruptible(), bars(as_json or not is_first()) as bar:
+        parts = _load(data, partition, dataset, cache, frame, bar).split(validation)
         sets = []
         for name, part in zip(("training", "validation"), parts, strict=True):
             kept = features or out / "features.npy"
@@ -199,15 +213,15 @@ def train_reranker(
                 )
             )
         result = reranker.train_reranker(sets[0], sets[1], chosen, out, resume=resume, progress=_steps(bar("training")))
+    if not is_first():
+        return
     notes = {
+        "method": chosen.method,
         "steps": result.step,
         "lists": len(sets[0].lists),
         "validation_loss": [result.initial_loss, result.loss],
         "validation_rank1": [result.initial_rank1, result.rank1],
     }
-    if chosen.method != "cargait":  # a baseline for comparisons: a bundle has no place for it
-        _report({"weights": str(out / "best"), "method": chosen.method, **notes}, result.minutes, as_json)
-        return
     written = Bundle.create(
         out / "model.gait",
         backbone=backbone,
@@ -279,14 +293,22 @@ def _show(plan: dict[str, Any], split: Path | str | None, as_json: bool) -> None
 
 
 def _load(
-    data: Path, partition: Path | None, dataset: str | None, cache: Path | None, size: int, bar: Callable[[str], Any]
+    data: Path,
+    partition: Path | None,
+    dataset: str | None,
+    cache: Path | None,
+    frame: tuple[int, int],
+    bar: Callable[[str], Any],
 ) -> SequenceDataset:
+    """The data for a network whose frames are of this size and number of maps."""
     from gaitsdk_training.data import from_tree, pack
 
-    source = data
+    source, (size, channels) = data, frame
     if cache is not None:
-        source = pack(data, cache, size=size, progress=bar("packing")).path
-    return from_tree(source, dataset=dataset, partition=partition, size=size, progress=bar("reading"))
+        source = pack(data, cache, size=size, channels=channels, progress=bar("packing")).path
+    return from_tree(
+        source, dataset=dataset, partition=partition, size=size, channels=channels, progress=bar("reading")
+    )
 
 
 def _steps(update: Callable[[int, int], None]) -> Callable[[float, dict[str, Any]], None]:
@@ -318,12 +340,19 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(130) from stopped
 
 
-def _check_before_reading(out: Path, validation: float) -> None:
+def _check_before_reading(out: Path, validation: float, config: BackboneTraining | RerankerTraining) -> None:
+    """Refuses what can be told without the data, which may take minutes to read."""
     from gaitsdk_training.checkpoints import check_folder
     from gaitsdk_training.data import check_share
+    from gaitsdk_training.optimising import check_precision
+    from gaitsdk_training.processes import process_device
+    from gaitsdk_training.scalars import check_tensorboard
 
     check_share(validation, "--validation")
     check_folder(out)
+    check_precision(config.precision, process_device(config.device))
+    if config.tensorboard:
+        check_tensorboard()
 
 
 def _need_training() -> None:

@@ -11,12 +11,11 @@ a power cut the rows that it counts are there, and the rest is written again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
@@ -26,6 +25,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from gaitsdk.errors import DatasetError
+from gaitsdk_training.file_lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class FeatureFile:
     def __enter__(self) -> FeatureFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(_locked(self.path))
+            self._stack.enter_context(locked(self.path))
             self._open()
         except OSError as error:
             self._close()
@@ -207,15 +207,3 @@ class FeatureFile:
             got=error.strerror or str(error),
             fix="free some space (what is written stays), or choose another folder",
         )
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock of a process that is killed."""
-    with target.with_name(f".{target.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that writes %s", target)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -148,13 +148,34 @@ def cross_view_rank1(features: ArrayLike, dataset: SequenceDataset) -> float:
             nearest = dataset.labels[gallery][block[usable].argmin(axis=1)]
             shares.append(float((nearest == dataset.labels[probes][usable]).mean()))
     if not shares:
-        raise DatasetError(
-            "no validation sequence has another of its identity to find",
-            where="cross_view_rank1",
-            got=f"{len(dataset)} sequences of {len(dataset.classes)} identities",
-            fix="validate on identities with several views or types",
-        )
+        raise _nobody_to_find(dataset, "cross_view_rank1")
     return 100.0 * float(np.mean(shares))
+
+
+def check_validation(dataset: SequenceDataset) -> None:
+    """Refuses data in which `cross_view_rank1` could find nobody, before a network is trained to be measured on them.
+
+    Raises:
+        DatasetError: no sequence has another one of its identity from another view (nor, where there are several
+            types, of another type).
+    """
+    kinds, views = (len(set(names.tolist())) > 1 for names in (dataset.types, dataset.views))
+    seen: dict[int, list[tuple[str, str]]] = {}
+    for label, kind, view in zip(dataset.labels.tolist(), dataset.types.tolist(), dataset.views.tolist(), strict=True):
+        others = seen.setdefault(label, [])
+        if any((not kinds or kind != other) and (not views or view != from_) for other, from_ in others):
+            return
+        others.append((kind, view))
+    raise _nobody_to_find(dataset, "check_validation")
+
+
+def _nobody_to_find(dataset: SequenceDataset, where: str) -> DatasetError:
+    return DatasetError(
+        "no validation sequence has another of its identity to find",
+        where=where,
+        got=f"{len(dataset)} sequences of {len(dataset.classes)} identities",
+        fix="validate on identities with several views or types",
+    )
 
 
 def pick_device(device: str) -> torch.device:

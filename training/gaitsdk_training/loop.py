@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from gaitsdk_training.checkpoints import Run
 from gaitsdk_training.interruption import StopRequest, TrainingStopped
+from gaitsdk_training.processes import Processes
 from gaitsdk_training.schedule import Budget
 
 #: Called after each step as progress(share of the run 0..1, what the log would say).
@@ -31,6 +32,7 @@ class Training(Protocol):
     def config(self) -> Intervals: ...
 
     run: Run
+    group: Processes
     budget: Budget
     step: int
     validated: int
@@ -49,23 +51,39 @@ class Training(Protocol):
 def run_to_the_end(training: Training, progress: Progress | None, stop: StopRequest) -> None:
     """Steps until the budget is spent, from wherever the training stands.
 
+    Of several processes the first one logs, validates and writes; they take as many steps, and stop together.
+
     Raises:
-        TrainingStopped: Ctrl-C was pressed; a checkpoint has been written.
+        TrainingStopped: Ctrl-C was pressed, in any process; a checkpoint has been written.
+        TrainingError: the run's folder cannot be written, or another process has ended.
     """
-    config = training.config
-    while (done := training.budget.progress(training.step)) < 1.0:
+    group = training.group
+    done, _ = group.agree(training.budget.progress(training.step), False)
+    while done < 1.0:
         report = training.one_step(done)
-        if training.step % config.log_every == 0:
-            training.run.log(**report)
-        if training.step % config.validate_every == 0:
-            report |= training.validate()
-        if training.step % config.checkpoint_every == 0:
-            training.checkpoint()
+        if group.leads:
+            _record(training, report)
         if progress is not None:
             progress(training.budget.progress(training.step), report)
-        if stop.requested:
-            training.checkpoint()
+        done, stopped = group.agree(training.budget.progress(training.step), stop.requested)
+        if stopped:
+            if group.leads:
+                training.checkpoint()
+            group.wait()
             raise TrainingStopped(training.step, training.run.path)
-    if training.validated != training.step:
-        training.validate()
-    training.checkpoint()
+    if group.leads:
+        if training.validated != training.step:
+            training.validate()
+        training.checkpoint()
+    group.wait()  # until everything is written, for all read the best weights
+
+
+def _record(training: Training, report: dict[str, Any]) -> None:
+    """After a step: log, validation and checkpoint where they are due."""
+    config = training.config
+    if training.step % config.log_every == 0:
+        training.run.log(**report)
+    if training.step % config.validate_every == 0:
+        report |= training.validate()
+    if training.step % config.checkpoint_every == 0:
+        training.checkpoint()

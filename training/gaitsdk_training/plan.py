@@ -23,6 +23,7 @@ from gaitsdk.models.pair_classifier import PairClassifier
 from gaitsdk_training.backbone import BackboneTraining, build_model
 from gaitsdk_training.data import PackedSequences, PxKSampler, SequenceDataset, public_dataset
 from gaitsdk_training.objective import Objective
+from gaitsdk_training.rates import rate_groups
 from gaitsdk_training.reranker import RerankerTraining
 
 #: How `memory` is estimated, for whoever reads the figures.
@@ -40,16 +41,19 @@ def listed(
     *,
     dataset: str | None = None,
     partition: str | os.PathLike[str] | None = None,
+    frame: tuple[int, int] | None = None,
 ) -> SequenceDataset:
     """The sequences that `from_tree` would load, by name only: each stands there as one blank frame of one pixel.
 
-    Files that turn out to be unusable when they are read are still among them.
+    Files that turn out to be unusable when they are read are still among them; of a packed file it is known already
+    whether its frames are the wanted ones, (S, C) of `frame`.
 
     Raises:
         DatasetError: as `from_tree`.
     """
     if Path(root).is_file():
         packed = PackedSequences(root)
+        packed.check_frames(*(frame or (packed.size, packed.channels)))
         names = [packed.identities, packed.types, packed.views]
     else:
         refs = list(SequenceTree(root))
@@ -83,10 +87,13 @@ def plan_backbone(config: BackboneTraining, training: SequenceDataset, validatio
     classes = len(training.classes)
     with torch.device("meta"):
         model = build_model(config, classes)
+    rate_groups(model, config.rates)
     objective = Objective(config, classes, model.strips, model.dims)
     count = config.p * config.k
     channels = () if model.input_channels == 1 else (model.input_channels,)
-    batch = torch.empty(count, config.frames, *channels, *model.input_size, device="meta")
+    frames = config.frame_count
+    most = frames if isinstance(frames, int) else frames[1]
+    batch = torch.empty(count, most, *channels, *model.input_size, device="meta")
     # One value per strip, anchor, positive and negative, and its gradient.
     triplets = 2 * _FLOAT * model.strips * count * config.k * count if config.triplet_weight else 0
     memory = _memory(model, lambda: model.forward_train(batch), _STATES[config.optimiser] + (config.ema is not None))
@@ -99,9 +106,10 @@ def plan_backbone(config: BackboneTraining, training: SequenceDataset, validatio
         "feature_map": [model.strips, model.dims],
         **_data(training, validation),
         "steps": config.steps,
-        "batch": [config.p, config.k, config.frames],
+        "batch": [config.p, config.k, most],
         "epochs": round(config.steps * count / len(training), 2),
-        "optimiser": f"{config.optimiser}, lr {config.lr}, weight decay {config.weight_decay}",
+        "optimiser": f"{config.optimiser}, lr {config.lr}, weight decay {config.weight_decay}"
+        + (f", rates times {config.rates}" if config.rates else ""),
         "schedule": schedule,
         "memory": {**memory, "total": sum(memory.values())},
         "memory_basis": BASIS,

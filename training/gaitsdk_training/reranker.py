@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gaitsdk.errors import InputError, TrainingError
 from gaitsdk.models.cargait import CarGait
 from gaitsdk.models.pair_classifier import PairClassifier
 from gaitsdk_training.checkpoints import Run
 from gaitsdk_training.data import PxKSampler
-from gaitsdk_training.features import pick_device, state_on_cpu
+from gaitsdk_training.features import state_on_cpu
+from gaitsdk_training.finite import refuse
 from gaitsdk_training.interruption import StopRequest, ctrl_c_requests_a_stop
 from gaitsdk_training.list_validation import ListValidation
 from gaitsdk_training.lists import ListSet, RankedLists, build_lists
 from gaitsdk_training.loop import Progress, run_to_the_end
+from gaitsdk_training.optimising import Optimising
+from gaitsdk_training.processes import Processes, joined
 from gaitsdk_training.reranker_config import RerankerTraining
 from gaitsdk_training.reranker_methods import create_method
+from gaitsdk_training.scalars import check_tensorboard
 from gaitsdk_training.schedule import Budget, rate_factor
 
 __all__ = ["ListSet", "RankedLists", "RerankerResult", "RerankerTraining", "build_lists", "load_best", "train_reranker"]
@@ -35,9 +40,7 @@ __all__ = ["ListSet", "RankedLists", "RerankerResult", "RerankerTraining", "buil
 logger = logging.getLogger(__name__)
 
 
-_FLEXIBLE = ("steps", "max_minutes", "checkpoint_every", "log_every", "device")
-#: Settings that older runs do not record, and what they meant there.
-_ADDED = {"method": "cargait"}
+_FLEXIBLE = ("steps", "max_minutes", "checkpoint_every", "log_every", "device", "tensorboard")
 #: Networks by the name in `best/state.json`.
 _NETWORKS: dict[str, type[CarGait] | type[PairClassifier]] = {each.name: each for each in (CarGait, PairClassifier)}
 
@@ -86,10 +89,11 @@ def train_reranker(
         validation: D_val, lists of other identities.
         config: see there.
         out: the run's folder (see `checkpoints`).
-        resume, progress: as for `train_backbone`.
+        resume, progress: as for `train_backbone`; so are several processes.
 
     Raises:
-        TrainingError: the loss is not finite, or fewer identities than a step takes.
+        TrainingError: a loss or gradient is not finite (message and log name the probes), the run's folder cannot be
+            written, another process has ended, or fewer identities than a step takes.
         InputError: D and D_val have different feature shapes. OptionError: the folder of another run.
         TrainingStopped: Ctrl-C; a checkpoint was written, and the same call goes on from there.
     """
@@ -100,13 +104,18 @@ def train_reranker(
             got=f"{training.features.shape[1:]} and {validation.features.shape[1:]}",
         )
     described = {**asdict(config), "lists": len(training.lists), "validation": len(validation.lists)}
-    run = Run(out, described, resume=resume, flexible=_FLEXIBLE, added=_ADDED)
-    device = pick_device(config.device)
-    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-        loop = _Loop(training, validation, config, run, device)
-        run.begin()
-        with ctrl_c_requests_a_stop() as stop:
-            return loop.train(progress, stop)
+    if config.tensorboard:
+        check_tensorboard()
+    with joined(config.device) as group:
+        group.check_batch(config.identities * config.sequences, "RerankerTraining: identities x sequences")
+        run = Run(
+            out, described, resume=resume, flexible=_FLEXIBLE, added=asdict(RerankerTraining()), writes=group.leads
+        )
+        with torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
+            loop = _Loop(training, validation, config, run, group)
+            run.begin(config.tensorboard)
+            with ctrl_c_requests_a_stop() as stop, contextlib.closing(run):
+                return loop.train(progress, stop)
 
 
 def load_best(out: str | os.PathLike[str]) -> CarGait | PairClassifier:
@@ -138,9 +147,11 @@ class _Loop:
     """One run: network, optimiser and position; `train` goes on from where it stands."""
 
     def __init__(
-        self, training: ListSet, validation: ListSet, config: RerankerTraining, run: Run, device: torch.device
+        self, training: ListSet, validation: ListSet, config: RerankerTraining, run: Run, group: Processes
     ) -> None:
-        self.config, self.run, self.device = config, run, device
+        device = group.device
+        self.config, self.run, self.group, self.device = config, run, group, device
+        self.names = training.labels
         self.lists = training.lists
         self.features = torch.from_numpy(training.features).to(device)
         labels = np.unique(training.labels, return_inverse=True)[1].astype(np.int64)
@@ -149,9 +160,10 @@ class _Loop:
             validation, beta=config.beta, k=config.k, limit=config.validation_lists, seed=config.seed, device=device
         )
         torch.manual_seed(config.seed)
-        self.method = create_method(config, self.features, torch.from_numpy(labels).to(device))
+        self.method = create_method(config, self.features, torch.from_numpy(labels).to(device), group)
         self.model = self.method.model
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
+        optimiser = torch.optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
+        self.optimising = Optimising(self.model, optimiser, config.precision, config.clip_norm, group)
         self.step = 0
         #: loss and Rank-1 of the shortlist; step, loss and Rank-1 of the best validation
         self.initial: dict[str, float] = {}
@@ -161,9 +173,12 @@ class _Loop:
         self.budget = Budget(config.steps, config.max_minutes, elapsed)
 
     def train(self, progress: Progress | None, stop: StopRequest) -> RerankerResult:
-        if not self.best:
+        if not self.best and self.group.leads:
             self.validate()
         run_to_the_end(self, progress, stop)
+        if not self.group.leads:  # the first process has measured
+            state = self.run.newest_state()
+            self.initial, self.best = state["initial"], state["best"]
         return RerankerResult(
             model=load_best(self.run.path),
             step=int(self.best["step"]),
@@ -179,31 +194,31 @@ class _Loop:
     def one_step(self, done: float) -> dict[str, Any]:
         config = self.config
         rate = config.lr * rate_factor(config.schedule, done, config.warmup, config.final_lr)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        self.optimising.set_rate(rate)
         self.model.train()
         probes, others = self._sample()
-        loss, distances, terms = self.method.loss(probes, others)
-        self._check_finite("loss", float(loss.detach()))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        limit = math.inf if config.clip_norm is None else config.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        self._check_finite("gradient norm", norm)
-        self.optimiser.step()
+        loss, distances, terms = self.method.loss(probes, others, self.optimising.autocast)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            self._refuse("the loss is not finite")
+        norm = self.optimising.gradients(loss)
+        if not self.optimising.usable(norm):
+            self._refuse("the gradient norm is not finite")
+        self.optimising.step()
         self.step += 1
         return {
             "step": self.step,
-            "loss": float(loss.detach()),
+            "loss": value,
             **{name: float(term.detach()) for name, term in terms.items()},
             "ranked_right": float((distances[:, 1:] >= distances[:, :1]).float().mean()),
-            "gradient_norm": norm,
+            **self.optimising.report(norm),
             "lr": rate,
             "minutes": self.budget.elapsed / 60.0,
         }
 
     def _sample(self) -> tuple[Tensor, Tensor]:
-        """Probes [B] and their others [B, 1 + negatives], the positive first; drawn from the seed and the step."""
+        """This process's probes [B] and their others [B, 1 + negatives], the positive first; drawn from the seed and
+        the step."""
         chosen = self.sampler.batch(self.step)
         rng = np.random.default_rng((self.config.seed, self.step, 2))
         positive, candidates = self.lists.positive[chosen], self.lists.candidates[chosen]
@@ -213,7 +228,9 @@ class _Loop:
             # Independent draws: with few negatives in a list, one may come twice.
             picks[:, column] = np.where(positive, -1.0, rng.random(positive.shape)).argmax(axis=1)
         others = np.take_along_axis(candidates, picks, axis=1)
-        return torch.from_numpy(self.lists.probes[chosen]).to(self.device), torch.from_numpy(others).to(self.device)
+        rank, world = self.group.share
+        probes, others = self.lists.probes[chosen][rank::world], others[rank::world]
+        return torch.from_numpy(probes).to(self.device), torch.from_numpy(others).to(self.device)
 
     def validate(self) -> dict[str, float]:
         """Measures, logs and keeps the weights where they are the best so far."""
@@ -240,29 +257,25 @@ class _Loop:
             "best": self.best,
             "validated": self.validated,
             "elapsed": self.budget.elapsed,
+            "scaler": self.optimising.scaler_state(),
         }
-        self.run.save(self.step, {"model": state_on_cpu(self.model)}, self.optimiser.state_dict(), state)
+        optimiser = self.optimising.optimiser.state_dict()
+        self.run.save(self.step, {"model": state_on_cpu(self.model)}, optimiser, state)
 
     def _resume(self) -> float:
         checkpoint = self.run.newest()
         if checkpoint is None:
-            self.run.trim_log(-1)  # of an attempt that ended before its first checkpoint
             return 0.0
         weights, optimiser, state = self.run.load(checkpoint, ("model",))
         self.model.load_state_dict(weights["model"])
-        self.optimiser.load_state_dict(optimiser)
+        self.optimising.optimiser.load_state_dict(optimiser)
+        self.optimising.load_scaler_state(state.get("scaler", {}))
         self.step, self.validated = state["step"], state["validated"]
         self.initial, self.best = state["initial"], state["best"]
-        self.run.trim_log(self.step)
         logger.info("resumed at step %d", self.step)
         return float(state["elapsed"])
 
-    def _check_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {what} is not finite",
-                where=f"step {self.step + 1}",
-                got=value,
-                expected="a finite number",
-                fix=f"lower lr or set clip_norm; {self.run.path / 'best'} is still good",
-            )
+    def _refuse(self, what: str) -> NoReturn:
+        probes = self.lists.probes[self.sampler.batch(self.step)]
+        names = [f"probe {each} of {self.names[each]}" for each in probes]
+        refuse(self.run, self.step + 1, what, names, "look at the features of these, lower lr, or set clip_norm")

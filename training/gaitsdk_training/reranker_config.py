@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gaitsdk.errors import OptionError
+from gaitsdk_training.optimising import PRECISIONS
 from gaitsdk_training.schedule import SCHEDULES
 
 #: What can be trained on the lists.
@@ -28,13 +29,14 @@ class RerankerTraining:
         steps, max_minutes: as for the backbone.
         lr, weight_decay, schedule, warmup, final_lr: of AdamW.
         clip_norm: largest gradient norm; None = not clipped.
+        precision: of the network's forward pass, as for the backbone.
         validate_every: T_val, steps between validations.
         validation_lists: at most so many lists of D_val are used, drawn with the seed; None = all.
         select: which checkpoint is the best: "loss" = smallest validation ranking loss, as in the paper; "rank1" =
             highest Rank-1 of the re-ranked validation lists, the loss deciding between equals.
         k: length of the list that is re-ranked, for the Rank-1 figures.
         checkpoint_every, log_every: in steps.
-        seed, device: as for the backbone.
+        seed, device, tensorboard: as for the backbone.
     """
 
     method: str = "cargait"
@@ -55,6 +57,7 @@ class RerankerTraining:
     warmup: float = 0.0
     final_lr: float = 0.0
     clip_norm: float | None = None
+    precision: str = "fp32"
     validate_every: int = 10_000
     validation_lists: int | None = 2000
     select: str = "loss"
@@ -63,6 +66,7 @@ class RerankerTraining:
     log_every: int = 50
     seed: int = 0
     device: str = "auto"
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -70,6 +74,7 @@ class RerankerTraining:
             "schedule": SCHEDULES,
             "reduction": ("sum", "mean"),
             "select": ("loss", "rank1"),
+            "precision": tuple(PRECISIONS),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -11,7 +13,11 @@ from torch.nn import functional as F
 from gaitsdk.models.cargait import CarGait
 from gaitsdk.models.pair_classifier import PairClassifier
 from gaitsdk_training.losses import cross_entropy, ranking_loss
+from gaitsdk_training.processes import Processes
 from gaitsdk_training.reranker_config import RerankerTraining
+
+#: Makes the context for a network's forward pass, see `optimising.Optimising.autocast`.
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class Method(Protocol):
@@ -20,14 +26,17 @@ class Method(Protocol):
     @property
     def model(self) -> CarGait | PairClassifier: ...
 
-    def loss(self, probes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def loss(self, probes: Tensor, others: Tensor, autocast: Autocast) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One step's loss.
 
         Args:
-            probes: positions [B] in the features. others: [B, 1 + negatives], the positive first.
+            probes: positions [B] in the features, of this process's rows. others: [B, 1 + negatives], the positive
+                first.
+            autocast: for the network; the losses are computed in float32.
 
         Returns:
-            The scalar loss, the distances [B, 1 + negatives], and the loss's terms for the log.
+            The scalar loss, the distances [n, 1 + negatives] and the loss's terms for the log, all of them of the rows
+            of all processes together.
         """
         ...
 
@@ -39,35 +48,41 @@ class CarGaitMethod:
         config: see there.
         features: F [n, s, d] of the training sequences, on the device where the network shall be.
         labels: int64 [n], 0 to C - 1.
+        group: the processes that share a step.
     """
 
-    def __init__(self, config: RerankerTraining, features: Tensor, labels: Tensor) -> None:
-        self.config, self.features, self.labels = config, features, labels
+    def __init__(self, config: RerankerTraining, features: Tensor, labels: Tensor, group: Processes) -> None:
+        self.config, self.features, self.labels, self.group = config, features, labels, group
         count = int(labels.max()) + 1 if config.alpha else None
         self.model = CarGait(features.shape[2], config.width, config.heads, count).to(features.device)
 
-    def loss(self, probes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def loss(self, probes: Tensor, others: Tensor, autocast: Autocast) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         config = self.config
         entropy = None
         if config.alpha:
-            distances, entropy = self._conditioned(probes, others)
+            distances, entropy = self._conditioned(probes, others, autocast)
         else:
-            distances = self.model(self.features[probes], self.features[others])
+            with autocast():
+                distances = self.model(self.features[probes], self.features[others])
+        distances = self.group.gather(distances.float())
         positive = distances[:, :1].expand(-1, config.negatives)
         ranking = ranking_loss(positive, distances[:, 1:], config.beta, config.reduction)
         if entropy is None:
             return ranking, distances, {"ranking": ranking}
         return ranking + config.alpha * entropy, distances, {"ranking": ranking, "cross_entropy": entropy}
 
-    def _conditioned(self, probes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances [B, 1 + negatives] and the cross-entropy."""
+    def _conditioned(self, probes: Tensor, others: Tensor, autocast: Autocast) -> tuple[Tensor, Tensor]:
+        """Distances [B, 1 + negatives] of these rows, and the cross-entropy over all processes."""
         count = others.shape[1]
         first, second = probes.repeat_interleave(count), others.reshape(-1)
-        attended_p, attended_c = self.model.attend(self.features[first], self.features[second])
+        with autocast():
+            attended_p, attended_c = self.model.attend(self.features[first], self.features[second])
+            logits = self.model.classify(torch.cat([attended_p, attended_c]))
+        # float32 already: features in float32, plus what attention adds to them
         distances = torch.linalg.vector_norm(attended_p - attended_c, dim=-1).mean(dim=-1).reshape(-1, count)
-        logits = self.model.classify(torch.cat([attended_p, attended_c]))
         labels = self.labels[torch.cat([first, second])]
-        return distances, cross_entropy(logits, labels, scale=1.0, label_smoothing=self.config.label_smoothing)
+        entropy = cross_entropy(logits.float(), labels, scale=1.0, label_smoothing=self.config.label_smoothing)
+        return distances, self.group.mean(entropy)
 
 
 class ClassifierMethod:
@@ -77,12 +92,14 @@ class ClassifierMethod:
     `CarGaitMethod`.
     """
 
-    def __init__(self, config: RerankerTraining, features: Tensor, labels: Tensor) -> None:
-        self.features = features
+    def __init__(self, config: RerankerTraining, features: Tensor, labels: Tensor, group: Processes) -> None:
+        self.features, self.group = features, group
         self.model = PairClassifier(features.shape[2], features.shape[1], config.width).to(features.device)
 
-    def loss(self, probes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logits = self.model.logits(self.features[probes], self.features[others])
+    def loss(self, probes: Tensor, others: Tensor, autocast: Autocast) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with autocast():
+            logits = self.model.logits(self.features[probes], self.features[others])
+        logits = self.group.gather(logits.float())
         same = torch.zeros_like(logits)
         same[:, 0] = 1.0
         entropy = F.binary_cross_entropy_with_logits(logits, same)
@@ -96,6 +113,6 @@ _CLASSES: dict[str, type[CarGaitMethod] | type[ClassifierMethod]] = {
 }
 
 
-def create_method(config: RerankerTraining, features: Tensor, labels: Tensor) -> Method:
+def create_method(config: RerankerTraining, features: Tensor, labels: Tensor, group: Processes) -> Method:
     """The method that `config.method` names (the configuration has checked it)."""
-    return _CLASSES[config.method](config, features, labels)
+    return _CLASSES[config.method](config, features, labels, group)

@@ -7,6 +7,7 @@ from gaitsdk_training.data.dataset import FrameSlices, SequenceDataset, check_sh
 from gaitsdk_training.data.frames import (
     ALL_FRAMES,
     SAMPLING,
+    SKIP,
     UNFIXED_SAMPLING,
     frame_indices,
     load_batch,
@@ -24,6 +25,7 @@ __all__ = [
     "ALL_FRAMES",
     "PUBLIC_DATASETS",
     "SAMPLING",
+    "SKIP",
     "UNFIXED_SAMPLING",
     "Augmentation",
     "Batch",

@@ -1,7 +1,8 @@
 """Augmentations of silhouette batches, for robustness against imperfect masks and cameras. All off by default.
 
 Each is drawn once per sequence and applied to all its frames, so the gait itself is untouched; `drop_frames` alone is
-about time. Random numbers are drawn on the CPU, so a seed gives the same batch on every device.
+about time. Where several maps make up a frame, all of them are moved, cleared and dropped alike. Random numbers are
+drawn on the CPU, so a seed gives the same batch on every device.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Augmentation:
     Attributes:
         flip: mirror left and right (which also turns a view into its mirror view; identities are the only labels).
         affine: rotate by up to `degrees`, shear by up to `shear`, scale height and width each by up to `scale`.
-        erode, dilate: 3x3 minimum or maximum, as from a mask that is too thin or too fat.
+        erode, dilate: 3x3 minimum or maximum, as from a mask that is too thin or too fat; of several maps, the
+            silhouette's alone, for the others come from no mask.
         erase: clear a rectangle of up to `erase_area` of the frame (something carried in front, a hole in the mask).
         drop_rows: clear a band of up to `rows` of the height (an occluder).
         rotate: rotate by up to `degrees`, and nothing else (published recipes: 10 degrees).
@@ -68,12 +70,12 @@ def augment(batch: Tensor, options: Augmentation, generator: torch.Generator) ->
     """Augments a batch; the input is left as it is.
 
     Args:
-        batch: [B, T, H, W] floating in 0..1.
+        batch: [B, T, H, W] floating in 0..1, or [B, T, C, H, W] of C > 1 maps, the silhouette last.
         options: what to do, and how often.
         generator: on the CPU.
 
     Returns:
-        [B, T, H, W], same dtype and device, in 0..1.
+        As the batch: same shape, dtype and device, in 0..1.
     """
     count = batch.shape[0]
 
@@ -81,12 +83,25 @@ def augment(batch: Tensor, options: Augmentation, generator: torch.Generator) ->
         """Positions of the sequences that are hit. Drawn even where probability is 0: steps stay comparable."""
         return (torch.rand(count, generator=generator) < probability).nonzero()[:, 0]
 
-    result = batch.clone()
+    # The maps of all frames of a sequence as one image of as many channels: one geometry for all of them.
+    maps = 1 if batch.dim() == 4 else batch.shape[2]
+    result = batch.flatten(1, -3).clone() if maps > 1 else batch.clone()
+
+    def silhouette(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The change, of every frame's last map."""
+
+        def changed(x: Tensor) -> Tensor:
+            x = x.clone()
+            x[:, maps - 1 :: maps] = change(x[:, maps - 1 :: maps])
+            return x
+
+        return changed
+
     steps: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = [
         (chosen(options.flip), lambda x: x.flip(-1)),
         (chosen(options.affine), lambda x: _affine(x, options, generator)),
-        (chosen(options.erode), lambda x: -_max3(-x)),
-        (chosen(options.dilate), lambda x: _max3(x)),
+        (chosen(options.erode), silhouette(lambda x: -_max3(-x))),
+        (chosen(options.dilate), silhouette(_max3)),
         (chosen(options.erase), lambda x: _clear(x, _rectangles(len(x), options.erase_area, generator))),
         (chosen(options.drop_rows), lambda x: _clear(x, _bands(len(x), options.rows, generator))),
     ]
@@ -94,14 +109,14 @@ def augment(batch: Tensor, options: Augmentation, generator: torch.Generator) ->
     younger: tuple[tuple[float, Callable[[Tensor], Tensor]], ...] = (
         (options.rotate, lambda x: _affine(x, replace(options, shear=0.0, scale=0.0), generator)),
         (options.perspective, lambda x: _perspective(x, options.tilt, generator)),
-        (options.drop_frames, lambda x: _drop_frames(x, options.frames, generator)),
+        (options.drop_frames, lambda x: _drop_frames(x, maps, options.frames, generator)),
     )
     steps += [(chosen(probability), change) for probability, change in younger if probability]
     for rows, change in steps:
         if len(rows):
             rows = rows.to(batch.device)
             result[rows] = change(result[rows])
-    return result
+    return result.view_as(batch)
 
 
 def _max3(x: Tensor) -> Tensor:
@@ -147,14 +162,16 @@ def _perspective(x: Tensor, tilt: float, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp_(0.0, 1.0)
 
 
-def _drop_frames(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    count, length = x.shape[:2]
+def _drop_frames(x: Tensor, maps: int, share: float, generator: torch.Generator) -> Tensor:
+    """Whole frames, of as many maps: [B, T * maps, H, W]."""
+    count, length = x.shape[0], x.shape[1] // maps
     kept = torch.rand(count, length, generator=generator) >= share * torch.rand(count, 1, generator=generator)
     kept[:, 0] |= ~kept.any(dim=1)  # something has to be left
     first = kept.to(torch.uint8).argmax(dim=1, keepdim=True)
     standing = torch.where(kept, torch.arange(length), torch.full((), -1)).cummax(dim=1).values
     source = torch.maximum(standing, first).to(x.device)
-    return x[torch.arange(count, device=x.device)[:, None], source]
+    frames = x.view(count, length, maps, *x.shape[2:])
+    return frames[torch.arange(count, device=x.device)[:, None], source].view_as(x)
 
 
 def _rectangles(count: int, area: float, generator: torch.Generator) -> Tensor:

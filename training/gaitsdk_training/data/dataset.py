@@ -1,4 +1,4 @@
-"""Labelled silhouette sequences, in memory or memory-mapped."""
+"""Labelled sequences of silhouettes, or of several maps per frame, in memory or memory-mapped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FrameSlices:
     """n sequences of any lengths that lie in one array; each is a view of it, made when it is asked for.
 
     Args:
-        frames: uint8 [N, S, S], which may be memory-mapped.
+        frames: uint8 [N, S, S] or [N, C, S, S], which may be memory-mapped.
         starts, lengths: int64 [n], where each sequence begins and how many frames it has, >= 1.
         prefetch: called as prefetch(start, length), makes the system fetch these frames; None where they are in memory.
     """
@@ -69,6 +69,7 @@ class SequenceDataset:
 
     Args:
         sequences: n arrays [T_i, S, S] uint8, or one array [n, T, S, S] (which may be memory-mapped), or `FrameSlices`.
+            Where C > 1 maps make up a frame (`gaitsdk.maps`), [T_i, C, S, S] and [n, T, C, S, S].
         identities, types, views: n strings each.
         report: what had to be left out when they were read; None where they were not read from files.
 
@@ -117,13 +118,13 @@ class SequenceDataset:
         one_array = isinstance(self.sequences, (np.ndarray, FrameSlices))
         for index in range(1 if one_array else count):
             each = self.sequences[index]
-            square = each.ndim == 3 and each.shape[0] > 0 and each.shape[1] == each.shape[2]
+            square = each.ndim in (3, 4) and each.shape[0] > 0 and each.shape[-2] == each.shape[-1]
             if each.dtype != np.uint8 or not square or each.shape[1:] != self.sequences[0].shape[1:]:
                 raise InputError(
                     "not a silhouette sequence like the others",
                     where=f"sequence {index}",
                     got=f"{each.dtype} {list(each.shape)}",
-                    expected="uint8 [T, S, S], T > 0, the same S everywhere",
+                    expected="uint8 [T, S, S] or [T, C, S, S], T > 0, the same C and S everywhere",
                     fix="gaitsdk.silhouettes.normalise",
                 )
 
@@ -131,7 +132,7 @@ class SequenceDataset:
         return len(self.sequences)
 
     def __getitem__(self, index: int) -> Silhouettes:
-        """Sequence `index`, uint8 [T, S, S]."""
+        """Sequence `index`, uint8 [T, S, S] or [T, C, S, S]."""
         sequence: Silhouettes = self.sequences[index]
         return sequence
 
@@ -145,6 +146,12 @@ class SequenceDataset:
     def size(self) -> int:
         """S, the height and width of a frame."""
         return int(self.sequences[0].shape[-1])
+
+    @property
+    def channels(self) -> int:
+        """C, the maps of a frame: 1, the silhouette, or 3: limbs, joints and silhouette."""
+        frame = self.sequences[0].shape[1:]
+        return 1 if len(frame) == 2 else int(frame[0])
 
     def subset(self, indices: ArrayLike) -> SequenceDataset:
         """The sequences at these positions (or where a boolean mask is True); labels are counted anew."""

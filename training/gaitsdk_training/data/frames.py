@@ -18,26 +18,27 @@ SAMPLING = ("fixed_unordered", "fixed_ordered")
 UNFIXED_SAMPLING = ("unfixed_unordered", "unfixed_ordered")
 #: ... or all that they have, from the first on: for inference.
 ALL_FRAMES = "all_ordered"
-#: Extra frames of the window from which ordered sampling drops at random (uneven frame rates).
+#: Extra frames of the window from which ordered sampling drops at random (uneven frame rates), unless told otherwise.
 SKIP = 4
 
 
 def frame_indices(
-    rng: np.random.Generator, length: int, count: int | tuple[int, int], sampling: str
+    rng: np.random.Generator, length: int, count: int | tuple[int, int], sampling: str, skip: int = SKIP
 ) -> NDArray[np.int64]:
     """Which frames of a sequence enter the batch.
 
     "fixed_unordered": `count` frames at random, without replacement where there are enough, in random order (for
-    backbones that see a set of frames). "fixed_ordered": a random window of `count + 4` frames in order, from which 4
-    are dropped at random; a sequence that is too short is repeated from its start first. "unfixed_unordered" and
-    "unfixed_ordered": the same with a number of frames that is drawn for each sequence, uniformly from `count`'s least
-    to its most. "all_ordered": every frame in order, the first `count` of longer sequences.
+    backbones that see a set of frames). "fixed_ordered": a random window of `count + skip` frames in order, from which
+    `skip` are dropped at random; a sequence that is too short is repeated from its start first. "unfixed_unordered"
+    and "unfixed_ordered": the same with a number of frames that is drawn for each sequence, uniformly from `count`'s
+    least to its most. "all_ordered": every frame in order, the first `count` of longer sequences.
 
     Args:
         rng: NumPy generator.
         length: frames of the sequence, >= 1.
         count: frames to choose, >= 1; (least, most) where the sampling is unfixed.
         sampling: one of `SAMPLING`, `UNFIXED_SAMPLING`, `ALL_FRAMES`.
+        skip: frames that ordered sampling leaves out of its window; 0 takes frames in a row.
 
     Returns:
         int64 [count] (fewer where all frames are fewer), each in 0..length-1.
@@ -57,11 +58,23 @@ def frame_indices(
         raise OptionError("unknown frame sampling", where="sampling", got=repr(sampling), expected=known)
     if sampling.endswith("unordered"):
         return rng.choice(length, number, replace=length < number).astype(np.int64)
-    window = number + SKIP
+    window = number + skip
     total = length * -(-window // length)
     start = int(rng.integers(0, total - window + 1))
     kept = np.sort(rng.choice(window, number, replace=False))
     return (start + kept).astype(np.int64) % length
+
+
+def batch_sampling(rng: np.random.Generator, count: int | tuple[int, int], sampling: str) -> tuple[int, str]:
+    """What to load a batch of one T with: unfixed sampling draws T from (least, most), and is fixed from then on.
+
+    For training, where the published collation draws a T for each sequence: a network that looks across time has to be
+    given sequences of one length; over many batches the lengths are as often.
+    """
+    if sampling not in UNFIXED_SAMPLING:
+        return _one(count, sampling), sampling
+    least, most = _range(count, sampling)
+    return int(rng.integers(least, most + 1)), sampling.replace("unfixed", "fixed")
 
 
 def load_batch(
@@ -71,15 +84,17 @@ def load_batch(
     sampling: str,
     rng: np.random.Generator,
     share: tuple[int, int] = (0, 1),
+    skip: int = SKIP,
 ) -> Silhouettes:
     """`count` frames of each sequence at `indices`, for one of the samplings of `SAMPLING`.
 
     Args:
         share: (rank, world) where several processes share the batch: every world-th sequence is read, from rank on, and
             the frames are those that a single process would have chosen.
+        skip: as for `frame_indices`.
 
     Returns:
-        uint8 [B, count, S, S].
+        uint8 [B, count, S, S], or [B, count, C, S, S] of C > 1 maps.
     """
     if sampling in (*UNFIXED_SAMPLING, ALL_FRAMES):
         raise OptionError(
@@ -89,8 +104,8 @@ def load_batch(
             expected=" or ".join(SAMPLING),
             fix="use load_sequences",
         )
-    picks = _picks(dataset, indices, count, sampling, rng, share)
-    batch = np.empty((len(picks), count, dataset.size, dataset.size), np.uint8)
+    picks = _picks(dataset, indices, count, sampling, rng, share, skip)
+    batch = np.empty((len(picks), count, *dataset[0].shape[1:]), np.uint8)
     for out, (index, frames) in zip(batch, picks, strict=True):
         # Straight into the batch; without "clip" NumPy would go through a copy. The indices are in range.
         np.take(dataset[index], frames, axis=0, out=out, mode="clip")
@@ -104,10 +119,11 @@ def load_sequences(
     sampling: str,
     rng: np.random.Generator,
     share: tuple[int, int] = (0, 1),
+    skip: int = SKIP,
 ) -> list[Silhouettes]:
-    """As `load_batch`, for any sampling: uint8 [T_i, S, S] each, as `GaitModel.forward_sequences` takes them after
-    `to_input`."""
-    picks = _picks(dataset, indices, count, sampling, rng, share)
+    """As `load_batch`, for any sampling: uint8 [T_i, S, S] or [T_i, C, S, S] each, as `GaitModel.forward_sequences`
+    takes them after `to_input`."""
+    picks = _picks(dataset, indices, count, sampling, rng, share, skip)
     return [dataset[index][frames] for index, frames in picks]
 
 
@@ -118,13 +134,14 @@ def _picks(
     sampling: str,
     rng: np.random.Generator,
     share: tuple[int, int],
+    skip: int,
 ) -> list[tuple[int, NDArray[np.int64]]]:
     """Sequences with their frames. The frames of others' sequences are drawn, too, so that nothing depends on them."""
     rank, world = share
     if not 0 <= rank < world:
         raise OptionError("no such share of a batch", where="share", got=share, expected="(rank, world), rank < world")
     chosen = [int(each) for each in indices]
-    drawn = [(each, frame_indices(rng, len(dataset[each]), count, sampling)) for each in chosen]
+    drawn = [(each, frame_indices(rng, len(dataset[each]), count, sampling, skip)) for each in chosen]
     dataset.expect(index for index, _ in drawn[rank::world])
     return drawn[rank::world]
 
@@ -149,7 +166,7 @@ def _range(count: int | tuple[int, int], sampling: str) -> tuple[int, int]:
 
 
 def to_input(silhouettes: Silhouettes | Tensor, input_size: tuple[int, int]) -> Tensor:
-    """Normalised silhouettes as a backbone takes them: the columns cut to its width, scaled to 0..1.
+    """Normalised silhouettes as a backbone takes them: the columns cut to its width, scaled to 0..1; other maps, too.
 
     Args:
         silhouettes: uint8 [..., S, S]; a tensor stays on its device.

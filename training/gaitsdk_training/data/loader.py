@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gaitsdk.errors import OptionError
 from gaitsdk_training.data.dataset import SequenceDataset, Silhouettes
-from gaitsdk_training.data.frames import load_batch
+from gaitsdk_training.data.frames import SKIP, batch_sampling, load_batch
 from gaitsdk_training.data.sampler import PxKSampler
 
 #: Batches that are loaded ahead of the step, per worker.
@@ -29,7 +29,7 @@ class Batch:
         index: its number, from 0.
         chosen: int64 [B], positions of its sequences in the data set.
         labels: int64 [B].
-        silhouettes: uint8 [B, T, S, S].
+        silhouettes: uint8 [B, T, S, S], or [B, T, C, S, S] of C > 1 maps.
         seed: for whatever is random in the step itself (augmentation, dropout).
     """
 
@@ -50,7 +50,9 @@ class BatchLoader:
     Args:
         dataset: training sequences; packed ones (`pack`) are read while training, others lie in memory.
         sampler: which sequences make up a batch.
-        frames, sampling: as for `load_batch`.
+        frames, sampling: as for `load_batch`. Unfixed sampling, too: `frames` is (least, most) then, and each batch has
+            another T, the same for all of its sequences.
+        skip: as for `frame_indices`.
         seed: of the choice of frames.
         start: number of the first batch; that of the checkpoint where a run goes on.
         workers: threads; 0 loads in the caller's, when a batch is asked for.
@@ -66,8 +68,9 @@ class BatchLoader:
         dataset: SequenceDataset,
         sampler: PxKSampler,
         *,
-        frames: int,
+        frames: int | tuple[int, int],
         sampling: str,
+        skip: int = SKIP,
         seed: int = 0,
         start: int = 0,
         workers: int = 2,
@@ -77,7 +80,8 @@ class BatchLoader:
             if value < 0:
                 raise OptionError("must not be negative", where=f"BatchLoader.{name}", got=value)
         self._dataset, self._sampler = dataset, sampler
-        self._frames, self._sampling, self._seed, self._share = frames, sampling, seed, share
+        self._frames, self._sampling, self._skip = frames, sampling, skip
+        self._seed, self._share = seed, share
         self._next = start
         self._waiting: deque[Future[Batch]] = deque()
         self._threads = ThreadPoolExecutor(workers, "batches") if workers else None
@@ -127,7 +131,8 @@ class BatchLoader:
         rank, world = self._share
         chosen = self._sampler.batch(index)
         rng = np.random.default_rng((self._seed, index, 1))
-        silhouettes = load_batch(self._dataset, chosen, self._frames, self._sampling, rng, self._share)
+        count, sampling = batch_sampling(rng, self._frames, self._sampling)
+        silhouettes = load_batch(self._dataset, chosen, count, sampling, rng, self._share, self._skip)
         seed = int(rng.integers(2**62))
         mine = chosen[rank::world]
         return Batch(index, mine, self._dataset.labels[mine], silhouettes, seed)

@@ -70,25 +70,29 @@ class LoadReport:
 
 
 def read_usable(
-    references: Sequence[SequenceRef], size: int, skipped: list[Skipped], progress: Progress | None = None
+    references: Sequence[SequenceRef],
+    size: int,
+    channels: int,
+    skipped: list[Skipped],
+    progress: Progress | None = None,
 ) -> Iterator[tuple[SequenceRef, Silhouettes]]:
-    """Every sequence that can be used, normalised to `size`: uint8 [T, size, size], T >= 1.
+    """Every sequence that can be used, normalised to `size`: uint8 [T, size, size] or [T, C, size, size], T >= 1.
 
-    A file that is corrupt, empty, no silhouettes (NaN, for example) or shows nobody is added to `skipped` and logged.
+    A file that is corrupt, empty, no silhouettes (NaN, for example) or shows nobody is added to `skipped` and logged;
+    so is a folder whose maps are not of the same frames.
 
     Args:
         references: what to read.
         size: S; sequences of that size are taken as they are, others normalised.
+        channels: C, maps per frame; of several, each folder's are joined by the names of its files.
         skipped: gets what was left out.
         progress: called after each.
     """
-    from gaitsdk.silhouettes import prepare
-
     for done, each in enumerate(references, 1):
         try:
-            yield each, prepare(each.load(), size, min_frames=1).silhouettes
+            yield each, each.prepare(size, channels=channels, min_frames=1).silhouettes
         except (DatasetError, SilhouetteError) as error:
-            skipped.append(Skipped(_source(each), str(error)))
+            skipped.append(Skipped(_source(each, channels), str(error)))
             logger.warning("skipped %s: %s", skipped[-1].path, error)
         if progress is not None:
             progress(done, len(references))
@@ -115,9 +119,9 @@ def nothing_usable(where: str | Path, wanted: int, skipped: Sequence[Skipped]) -
     )
 
 
-def _source(reference: SequenceRef) -> str:
-    """The file itself where that can still be told."""
+def _source(reference: SequenceRef, channels: int) -> str:
+    """The file itself where there is one, and where that can still be told."""
     try:
-        return str(reference.file())
+        return str(reference.file() if channels == 1 else reference.path)
     except DatasetError:
         return str(reference.path)

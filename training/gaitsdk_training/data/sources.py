@@ -38,6 +38,7 @@ def from_tree(
     partition: Partition | str | os.PathLike[str] | None = None,
     part: str = "train",
     size: int = 64,
+    channels: int = 1,
     progress: Progress | None = None,
 ) -> SequenceDataset:
     """Loads `<root>/<id>/<type>/<view>/*`, or opens what `pack` made of it: all, or the named identities, types, views.
@@ -55,6 +56,8 @@ def from_tree(
         partition: the file of a split, or one read already; wins over the public data set's rule.
         part: "train" or "test", of the data set or partition; without either, everybody is loaded.
         size: S, height and width of the frames; sequences of that size are taken as they are, others normalised.
+        channels: C, maps per frame, as the model reads them: 1, the silhouettes, or 3: limbs, joints and silhouettes,
+            joined by the names of each folder's files (`gaitsdk.maps.read_maps`).
         progress: called as progress(done, total).
 
     Raises:
@@ -86,16 +89,19 @@ def from_tree(
     if Path(root).is_file():
         packed = PackedSequences(root)
         wanted = wanted_of(packed.classes, set(packed.types.tolist()), set(packed.views.tolist()))
-        return _choose(packed, wanted, types, views, size)
+        packed.check_frames(size, channels)
+        return _choose(packed, wanted, types, views)
     tree = SequenceTree(root, types=types, views=views)
-    return _load(tree, wanted_of(tree.identities, tree.types, tree.views), size, progress)
+    return _load(tree, wanted_of(tree.identities, tree.types, tree.views), size, channels, progress)
 
 
-def _load(tree: SequenceTree, wanted: set[str] | None, size: int, progress: Progress | None) -> SequenceDataset:
+def _load(
+    tree: SequenceTree, wanted: set[str] | None, size: int, channels: int, progress: Progress | None
+) -> SequenceDataset:
     references = [each for each in tree if wanted is None or each.identity in wanted]
     skipped = skipped_folders(tree)
     kept, sequences = [], []
-    for each, silhouettes in read_usable(references, size, skipped, progress):
+    for each, silhouettes in read_usable(references, size, channels, skipped, progress):
         kept.append(each)
         sequences.append(silhouettes)
     if not kept:
@@ -105,21 +111,9 @@ def _load(tree: SequenceTree, wanted: set[str] | None, size: int, progress: Prog
 
 
 def _choose(
-    packed: PackedSequences,
-    wanted: set[str] | None,
-    types: Sequence[str] | None,
-    views: Sequence[str] | None,
-    size: int,
+    packed: PackedSequences, wanted: set[str] | None, types: Sequence[str] | None, views: Sequence[str] | None
 ) -> SequenceDataset:
     """The wanted sequences of a packed file, with the messages that a tree would have given."""
-    if packed.size != size:
-        raise DatasetError(
-            "the packed sequences have another size",
-            where=str(packed.path),
-            got=f"{packed.size} pixels",
-            expected=f"{size}",
-            fix=f"pack the tree again with size={size}",
-        )
     mask = np.ones(len(packed), bool)
     for level, there, asked in (("types", packed.types, types), ("views", packed.views, views)):
         if asked is None:
