@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gaitsdk.errors import OptionError, ServerError
 from gaitsdk.recognizer import default_gallery
+from gaitsdk.rerankers import RERANKERS
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 console = Console(stderr=True)
 Bundle = Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipped one by default.")]
-Reranker = Annotated[str, typer.Option(help="cargait, or none: the shortlist's order is the answer.")]
+Reranker = Annotated[str, typer.Option(help=f"{', '.join(RERANKERS)}; with none the shortlist's order is the answer.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 = any free one.")]
 
 

@@ -105,7 +105,7 @@ class RerankerForExport(ExportWrapper):
     `order` lists candidates from the nearest to the farthest; equal distances keep the order of the list.
 
     Args:
-        reranker: a `CarGait` (or anything with its forward) in eval mode.
+        reranker: a `CarGait` or `PairClassifier` (anything with their forward) in eval mode.
         strips, dims: s and d of the feature maps it compares.
 
     Raises:

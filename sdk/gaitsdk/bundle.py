@@ -2,7 +2,7 @@
 
 manifest.json            what it is; carries its own checksum and the sha256 of every file
 backbone.safetensors     weights of the backbone (no classifier)
-reranker.safetensors     weights of CarGait, where the bundle has one
+reranker.safetensors     weights of CarGait or of the binary classifier, where the bundle has one
 artefacts/               compiled networks, each beside its NAME.export.json
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,11 +95,16 @@ class Bundle:
         Args:
             path: the folder, `NAME.gait`.
             backbone: a `gaitsdk.models` model; its classifier, if any, is left behind.
-            reranker: a `gaitsdk.models.cargait.CarGait`, likewise without its classifier.
+            reranker: a `gaitsdk.models.cargait.CarGait`, likewise without its classifier, or a
+                `gaitsdk.models.pair_classifier.PairClassifier`.
             k: length of the list to re-rank.
             licence: of the weights (SPDX name), as the user must see it.
             training: data and figures for people, stored as given (JSON-able).
             overwrite: replace a bundle that is there.
+
+        Raises:
+            OptionError: the folder's name is no NAME.gait, or the re-ranker is for other feature maps.
+            BundleError: there is something already.
         """
         target = _folder(path)
         if target.suffix != ".gait":
@@ -148,6 +153,33 @@ class Bundle:
             changes["calibration"] = [Calibration.model_validate(entry) for entry in calibration]
         self._replace_manifest(**changes)
 
+    def add_calibrations(self, entries: Iterable[Calibration]) -> None:
+        """Adds thresholds to those of the bundle; one for the same conditions is replaced. The fingerprint stays.
+
+        The manifest is read again first, and nobody else adds one meanwhile: what another process added stays.
+
+        Raises:
+            BundleError: the bundle holds another model by now, or cannot be written.
+        """
+        from gaitsdk.calibration import exclusive, merge
+
+        try:
+            with exclusive(self.path):
+                current = read_manifest(self.path)
+                if _networks(current) != _networks(self.manifest):
+                    raise BundleError(
+                        "another model is in the bundle by now", where=str(self.path), fix="load it and calibrate again"
+                    )
+                self.manifest = current
+                self._replace_manifest(calibration=merge(current.calibration, entries))
+        except OSError as error:
+            raise BundleError(
+                "the bundle cannot be written",
+                where=str(self.path),
+                got=str(error),
+                fix="copy it to a folder that you may write, and calibrate the copy",
+            ) from error
+
     def _replace_manifest(self, listed: set[str] | None = None, **changes: Any) -> Path:
         files = dict(self.manifest.files)
         files.update({name: file_entry(self.path / name) for name in listed or ()})
@@ -166,16 +198,36 @@ class Bundle:
         return model.eval()
 
     def build_reranker(self) -> nn.Module | None:
-        """CarGait with its weights, in eval mode (needs torch), or None where the bundle has no re-ranker."""
-        if self.manifest.reranker is None:
+        """CarGait or the binary classifier with its weights, in eval mode (needs torch), or None without re-ranker.
+
+        Raises:
+            BundleError: the manifest names a network that this release does not know.
+        """
+        spec = self.manifest.reranker
+        if spec is None:
             return None
         from safetensors.torch import load_file
 
         from gaitsdk.models.cargait import CarGait
+        from gaitsdk.models.pair_classifier import PairClassifier
 
-        model = CarGait(**self.manifest.reranker.options)
+        networks: dict[str, type[nn.Module]] = {each.name: each for each in (CarGait, PairClassifier)}
+        if spec.name not in networks:
+            raise BundleError(
+                "no re-ranker of this release is called so",
+                where=str(self.path),
+                got=repr(spec.name),
+                expected=" or ".join(networks),
+                fix="use the gaitsdk release that wrote the bundle",
+            )
+        model = networks[spec.name](**spec.options)
         model.load_state_dict(load_file(self.path / "reranker.safetensors"))
         return model.eval()
+
+
+def _networks(manifest: Manifest) -> tuple[Any, ...]:
+    """What decides a distance, the re-ranker included."""
+    return fingerprint_of(manifest), manifest.reranker, manifest.files.get("reranker.safetensors")
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
@@ -214,8 +266,9 @@ def _write_networks(
     spec = None
     if reranker is not None:
         reranker = reranker.for_inference()
+        _check_fit(reranker, backbone)
         save_file(_tensors(reranker), folder / "reranker.safetensors")
-        spec = RerankerSpec(name="cargait", options=reranker.options, k=k)
+        spec = RerankerSpec(name=reranker.name, options=reranker.options, k=k)
     height = backbone.input_size[0]
     names = [each.name for each in folder.iterdir()]
     return Manifest(
@@ -232,6 +285,19 @@ def _write_networks(
         licence=licence,
         files={each: file_entry(folder / each) for each in sorted(names)},
     )
+
+
+def _check_fit(reranker: Any, backbone: Any) -> None:
+    """Raises OptionError unless the re-ranker takes the backbone's maps (CarGait: of any number of strips)."""
+    strips = getattr(reranker, "strips", backbone.strips)
+    if (strips, reranker.dims) != (backbone.strips, backbone.dims):
+        raise OptionError(
+            "the re-ranker does not fit the backbone",
+            where="reranker",
+            got=f"one for {strips} strips of {reranker.dims}",
+            expected=f"{backbone.strips} strips of {backbone.dims}",
+            fix="train one for this backbone: gaitsdk train reranker",
+        )
 
 
 def _tensors(model: Any) -> dict[str, Any]:

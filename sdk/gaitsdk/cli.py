@@ -18,6 +18,7 @@ from gaitsdk import pipeline
 from gaitsdk.errors import GaitError, GalleryError, OptionError
 from gaitsdk.pictures import check_picture_path
 from gaitsdk.recognizer import TOP_K, Recognizer
+from gaitsdk.rerankers import RERANKERS
 from gaitsdk.silhouettes import prepare
 from gaitsdk.tree_report import identify_tree, print_report
 
@@ -29,7 +30,7 @@ Bundle = Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipp
 Gallery = Annotated[str | None, typer.Option(help="The gallery's file, or :memory:; the user's own by default.")]
 Runtime = Annotated[str, typer.Option(help="auto, onnx, torch or torchscript.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
-Reranker = Annotated[str, typer.Option(help="cargait or none.")]
+Reranker = Annotated[str, typer.Option(help=f"{', '.join(RERANKERS)}.")]
 Server = Annotated[
     str | None, typer.Option(help="A Triton server (grpc://host:port or http://host:port) to ask instead.")
 ]

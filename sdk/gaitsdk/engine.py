@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from gaitsdk import pipeline
@@ -13,6 +14,7 @@ from gaitsdk.calibration import threshold_for
 from gaitsdk.checks import frame_shape
 from gaitsdk.errors import EmptyGalleryError
 from gaitsdk.pipeline import Answers, Features, Silhouettes
+from gaitsdk.rerankers import list_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +34,7 @@ class Description:
         fingerprint: of the model.
         size: S, height and width of a normalised silhouette in pixels.
         strips, dims: shape of a feature map.
-        reranker: its name, "none" where there is none.
+        reranker: its name, with options that are not the defaults; "none" where there is none.
         k: length of the re-ranked list.
         runtime, device: what executes the networks, as found at load (not as asked for).
         channels: C, maps per frame: 1 (the silhouette) or 3 (limbs, joints, silhouette).
@@ -102,14 +104,13 @@ class Engine(Protocol):
 
 def describe(bundle: Bundle, reranker: str, runtime: str, device: str) -> Description:
     """What answers with this bundle: one definition, in-process and in Triton."""
-    k = bundle.manifest.k if reranker != "none" else 0
     return Description(
         fingerprint=bundle.fingerprint,
         size=bundle.size,
         strips=bundle.strips,
         dims=bundle.dims,
         reranker=reranker,
-        k=k,
+        k=list_length(reranker, bundle),
         runtime=runtime,
         device=device,
         channels=bundle.manifest.input.channels,
@@ -120,7 +121,7 @@ class LocalEngine:
     """Everything in this process: a runtime for the networks, a re-ranker and a gallery."""
 
     def __init__(self, bundle: Bundle, runtime: NetworkRuntime, reranker: Reranker | None, gallery: Gallery) -> None:
-        self._runtime, self._reranker, self._gallery = runtime, reranker, gallery
+        self._bundle, self._runtime, self._reranker, self._gallery = bundle, runtime, reranker, gallery
         self._length_handling = bundle.manifest.length_handling
         self._calibration = bundle.manifest.calibration
         name = "none" if reranker is None else reranker.name
@@ -158,7 +159,13 @@ class LocalEngine:
             fingerprint=self.description.fingerprint,
             gallery_size=size,
         )
-        return replace(answers, timings_ms=timings)
+        # Copies of the rows: a result that is kept does not keep the feature maps of the whole batch.
+        evidence = [partial(self._evidence, row.copy()) for row in features]
+        return replace(answers, timings_ms=timings, evidence=evidence)
+
+    def _evidence(self, probe: Features, entry_id: int) -> tuple[Bundle, Features, Features]:
+        """What a candidate's distances rest on, read when a result is asked to explain itself."""
+        return self._bundle, probe, self._gallery.get([entry_id])[0]
 
     def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
         return self._gallery.search(features, k)

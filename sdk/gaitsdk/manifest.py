@@ -46,7 +46,7 @@ class InputSpec(_Strict):
 
 
 class RerankerSpec(_Strict):
-    """A re-ranker and the length K of the list that it was trained to re-order."""
+    """A network that re-ranks ("cargait" or "classifier"), and the length K of the list that it was trained for."""
 
     name: str
     options: dict[str, Any]
@@ -67,7 +67,9 @@ class Calibration(_Strict):
         k: length of the re-ranked list.
         gallery_size: entries in the gallery that it was calibrated on; false positives grow with it.
         threshold: known means distance <= threshold.
-        fpir: the false positive identification rate that it was set for (fraction).
+        fpir: the false positive identification rate that it was set for (fraction); for "verify" the false match rate.
+        people: how many people it rests on: those not enrolled, for "verify" all; 0 = not stated.
+        interval: 95 % interval of the rate at the threshold, by bootstrap over these people; None = not stated.
     """
 
     task: Literal["identify", "verify"]
@@ -76,6 +78,8 @@ class Calibration(_Strict):
     gallery_size: int
     threshold: float
     fpir: float
+    people: int = 0
+    interval: tuple[float, float] | None = None
 
 
 class Manifest(_Strict):

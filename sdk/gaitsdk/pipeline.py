@@ -20,6 +20,7 @@ from gaitsdk.errors import GalleryError, OptionError, UnknownIdentityError
 
 if TYPE_CHECKING:
     from gaitsdk.gallery import Gallery
+    from gaitsdk.results import Evidence
 
 Features = NDArray[np.float32]
 Silhouettes = NDArray[np.uint8]
@@ -150,6 +151,7 @@ class Answers:
         fingerprint: of the model that embedded the probes.
         gallery_size: entries searched.
         timings_ms: stage -> milliseconds for the whole batch.
+        evidence: n functions for `Identification.explain`; empty over Triton.
     """
 
     entry_ids: NDArray[np.int64]
@@ -163,6 +165,7 @@ class Answers:
     fingerprint: str
     gallery_size: int
     timings_ms: dict[str, float] = field(default_factory=dict)
+    evidence: Sequence[Evidence] = ()
 
 
 def decide(

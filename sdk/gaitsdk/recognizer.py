@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk import pipeline, thumbnails
-from gaitsdk.errors import GalleryError, InputError, SilhouetteError
+from gaitsdk.errors import GalleryError, InputError, OptionError, SilhouetteError
 from gaitsdk.frames import holds_maps
 from gaitsdk.gallery.entries import check_identity
 from gaitsdk.results import Identification, Verification, identifications
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gaitsdk.engine import Description, Engine
     from gaitsdk.gallery import Gallery
     from gaitsdk.pipeline import Features, Silhouettes
+    from gaitsdk.rerankers import Reranker
 
 TOP_K = 10
 
@@ -59,7 +60,7 @@ class Recognizer:
         runtime: str = "auto",
         device: str = "auto",
         gallery: str | os.PathLike[str] | Gallery | None = None,
-        reranker: str = "cargait",
+        reranker: str | Reranker = "cargait",
         threads: int | None = None,
     ) -> Recognizer:
         """Everything in this process.
@@ -69,7 +70,9 @@ class Recognizer:
             runtime: "auto", "onnx", "torch", "torchscript", ...: what executes the networks.
             device: "auto", "cpu", "cuda:0", ...
             gallery: a file (made where it is missing), ":memory:" to keep nothing, or None for `default_gallery()`.
-            reranker: "cargait" or "none".
+            reranker: "cargait", "none", "classifier", "k-reciprocal", "lbr", "gcr" or "query-expansion" with its own
+                options, or what `gaitsdk.rerankers.create` made. The first K candidates are re-ordered by what is in
+                them alone (scope "list"); where the bundle has no network that tells K, it is 10.
             threads: for the networks; None = the runtime's default.
 
         Raises:
@@ -82,7 +85,8 @@ class Recognizer:
         from gaitsdk.runtimes import open_runtime
 
         model = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        check_reranker(reranker, model)
+        if isinstance(reranker, str):
+            check_reranker(reranker, model)
         if gallery is None or isinstance(gallery, (str, os.PathLike)):
             gallery = _open_gallery(gallery, model)
         elif not isinstance(gallery, Gallery):
@@ -166,7 +170,12 @@ class Recognizer:
         return self._identify(prepared, reports, top_k, k, threshold)
 
     def verify(self, first: Any, second: Any, *, threshold: float | None = None) -> Verification:
-        """Whether two sequences show the same person, by the re-ranker's distance of the pair."""
+        """Whether two sequences show the same person, by the re-ranker's distance of the pair.
+
+        Raises:
+            OptionError: the re-ranker compares a candidate with the others of its list, and here are none.
+        """
+        self._check_compares_pairs()
         pair = []
         for where, value in (("first", first), ("second", second)):
             if self._is_list(value):
@@ -261,6 +270,17 @@ class Recognizer:
             quality=reports,
             thumbnails=self._engine.thumbnails,
         )
+
+    def _check_compares_pairs(self) -> None:
+        from gaitsdk.rerankers import compares_pairs
+
+        if not compares_pairs(self.description.reranker):
+            raise OptionError(
+                "this re-ranker judges a candidate by the others of its list, it has no distance for a pair",
+                where="verify",
+                got=f"re-ranker {self.description.reranker}",
+                fix="load with reranker='cargait', 'classifier' or 'none' to verify",
+            )
 
     def _is_list(self, value: Any) -> bool:
         return _is_list_of_sequences(value, self.description.channels)

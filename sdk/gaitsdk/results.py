@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gaitsdk.errors import InputError, MissingDependencyError
+from gaitsdk.errors import InputError, MissingDependencyError, OptionError, RuntimeUnavailableError
 
 if TYPE_CHECKING:
     import os
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
+    from gaitsdk.bundle import Bundle
     from gaitsdk.engine import Description
-    from gaitsdk.pipeline import Answers
+    from gaitsdk.explain import Explanation
+    from gaitsdk.pipeline import Answers, Features
 
 #: Entry ids -> one silhouette `[S, S]` uint8 each, or None where the gallery has no picture of the entry.
 Thumbnails = Callable[[list[int]], list["NDArray[np.uint8] | None"]]
+#: Entry id -> the bundle, F `[s, d]` of the probe and F `[s, d]` of the entry: what a pair's distances rest on.
+Evidence = Callable[[int], "tuple[Bundle, Features, Features]"]
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ class Identification:
     quality: dict[str, Any] = field(default_factory=dict)
     probe: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     _thumbnails: Thumbnails | None = field(default=None, repr=False, compare=False)
+    _evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the connection to the gallery behind, and with it the candidates' pictures."""
-        return {**self.__dict__, "_thumbnails": None}
+        return {**self.__dict__, "_thumbnails": None, "_evidence": None}
 
     @property
     def identity(self) -> str:
@@ -102,7 +107,7 @@ class Identification:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but pictures, JSON-able."""
-        hidden = ("probe", "_thumbnails", "candidates")
+        hidden = ("probe", "_thumbnails", "_evidence", "candidates")
         rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
         candidates = [asdict(each) for each in self.candidates]
         return {"identity": self.identity, "known": self.known, **rest, "candidates": candidates}
@@ -142,6 +147,57 @@ class Identification:
         except OSError as error:
             raise InputError("the file cannot be written", where=str(path), got=str(error)) from error
         return Path(path)
+
+    def explain(self, candidate: int | Candidate = 1) -> Explanation:
+        """Why CarGait says what it says of one candidate: strip similarities before and after cross-attention, and the
+        attention itself (CarGait's Figure 4). Needs torch.
+
+        Args:
+            candidate: one of `candidates`, or its rank (1 = best). One beyond the re-ranked list is explained too.
+
+        Raises:
+            OptionError: no such candidate, or another re-ranker than CarGait answered.
+            RuntimeUnavailableError: the answer came from a Triton server, or is a copy or pickle of one.
+            UnknownIdentityError: the candidate was deleted meanwhile. GalleryError: the recogniser is closed.
+            MissingDependencyError: torch is not installed. BundleError: the weights were changed since the loading.
+        """
+        from gaitsdk.explain import explain
+
+        chosen = self._chosen(candidate)
+        if self.reranker != "cargait":
+            raise OptionError(
+                "only CarGait has attention to explain",
+                where="Identification.explain",
+                got=f"re-ranker {self.reranker!r}",
+                fix='identify with Recognizer.load(reranker="cargait")',
+            )
+        if self._evidence is None:
+            raise RuntimeUnavailableError(
+                "this result cannot reach the feature maps that it rests on",
+                where="Identification.explain",
+                got="a result over Triton, or a copy or pickle",
+                fix="identify with Recognizer.load(bundle, gallery=...) and explain before copying; or pass the maps: "
+                "gaitsdk.explain.explain(Bundle.load(bundle), rec.embed(probe), rec.embed(enrolled))",
+            )
+        bundle, probe, entry = self._evidence(chosen.entry_id)
+        frame = None if self._thumbnails is None else self._thumbnails([chosen.entry_id])[0]
+        names = ("probe", f"{chosen.identity} (rank {chosen.rank}, was {chosen.shortlist_rank})")
+        return explain(bundle, probe, entry, names=names, frames=(self.probe, frame))
+
+    def _chosen(self, candidate: int | Candidate) -> Candidate:
+        if isinstance(candidate, Candidate):
+            found = [each for each in self.candidates if each == candidate]
+        else:
+            whole = isinstance(candidate, (int, np.integer)) and not isinstance(candidate, bool)
+            found = [each for each in self.candidates if whole and each.rank == candidate]
+        if not found:
+            raise OptionError(
+                "no such candidate",
+                where="candidate",
+                got=repr(candidate),
+                expected=f"a rank from 1 to {len(self.candidates)}, or one of this result's candidates",
+            )
+        return found[0]
 
     def thumbnails(self) -> list[NDArray[np.uint8] | None]:
         """One silhouette `[S, S]` uint8 per candidate, None where the gallery keeps none."""
@@ -203,6 +259,7 @@ def identifications(
             quality=quality[row],
             probe=probes[row],
             _thumbnails=thumbnails,
+            _evidence=answers.evidence[row] if answers.evidence else None,
         )
         for row in range(len(answers.decisions))
     ]

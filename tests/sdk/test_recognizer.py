@@ -245,7 +245,7 @@ def test_empty_gallery(tiny_bundle: Path) -> None:
 def test_unknown_options(tiny_bundle: Path) -> None:
     with pytest.raises(errors.UnknownRuntimeError, match="onnx"):
         Recognizer.load(tiny_bundle, runtime="onx", gallery=":memory:")
-    with pytest.raises(errors.OptionError, match="cargait or none"):
+    with pytest.raises(errors.OptionError, match=r"unknown re-ranker.*cargait, classifier, none"):
         Recognizer.load(tiny_bundle, reranker="kr", gallery=":memory:")
     with pytest.raises(errors.BundleError, match="no bundle there"):
         Recognizer.load("missing.gait")

@@ -21,7 +21,7 @@ from gaitsdk import synthetic
 from gaitsdk.errors import BundleError, GaitError, InputError, OptionError, UnknownIdentityError
 from gaitsdk.pipeline import MAX_K, check_count, check_threshold
 from gaitsdk.recognizer import TOP_K
-from gaitsdk.rerankers import check_reranker
+from gaitsdk.rerankers import check_reranker, list_length
 from gaitsdk.runtimes.wire import MAX_TOP_K, encode_error
 from gaitsdk.silhouettes import normalise
 
@@ -239,7 +239,7 @@ def list_lengths(asked: Mapping[str, Any], bundle: Bundle, reranker: str) -> tup
     top_k = check_count(asked.get("top_k", TOP_K), "top_k", maximum=MAX_TOP_K)
     if "k" in asked:
         return top_k, check_count(asked["k"], "k", maximum=MAX_K)
-    return top_k, 0 if reranker == "none" else bundle.manifest.k
+    return top_k, list_length(reranker, bundle)
 
 
 def threshold_parameter(asked: Mapping[str, Any]) -> float | None:

@@ -41,7 +41,7 @@ class Options:
         max_delay_us: how long a request may wait for others to share a batch with, while the model is free; those that
             come while it is busy share one in any case.
         max_queue: requests that may wait at `embed` and at `rerank`; beyond that QueueFullError.
-        reranker: "cargait", or "none" for a repository without the step, whatever the bundle has.
+        reranker: any of `gaitsdk.rerankers.RERANKERS`; "none" for a repository without the step.
     """
 
     max_batch: int = 16

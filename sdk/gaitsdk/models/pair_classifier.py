@@ -9,6 +9,7 @@ are sorted by descending score. It is a baseline for comparisons, not a re-ranke
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +36,7 @@ class PairClassifier(nn.Module):
         OptionError: a value is not positive.
     """
 
-    name: ClassVar[str] = "pair_classifier"
+    name: ClassVar[str] = "classifier"
 
     def __init__(self, dims: int = 256, strips: int = 16, width: int = 256) -> None:
         super().__init__()
@@ -52,6 +53,10 @@ class PairClassifier(nn.Module):
     def options(self) -> dict[str, Any]:
         """Plain JSON-able values: `PairClassifier(**model.options)` builds the same network."""
         return {"dims": self.dims, "strips": self.strips, "width": self.width}
+
+    def for_inference(self) -> PairClassifier:
+        """A copy in eval mode: what a bundle stores and an exporter takes."""
+        return copy.deepcopy(self).eval()
 
     def forward(self, probe: Tensor, candidates: Tensor) -> Tensor:
         """Distances in CarGait's place: -log P(one person) = softplus(-z).

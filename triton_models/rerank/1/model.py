@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from gaitsdk.rerankers import create_reranker
 from gaitsdk_export.triton.backend import Batched
 
 
 class TritonPythonModel(Batched):
     def open(self):
-        self.networks = self.settings.open_networks(self.bundle)
+        self.rescorer = create_reranker(self.reranker, self.bundle, self.settings.open_networks(self.bundle))
 
     def read(self, request):
         probe, candidates = self.require(request, "features"), self.require(request, "candidate_features")
         return candidates.shape[1], (probe, candidates)
 
     def run(self, k, probe, candidates):
-        return {"rerank_distance": np.ascontiguousarray(self.networks.rerank(probe, candidates), np.float32)}
+        return {"rerank_distance": np.ascontiguousarray(self.rescorer.rescore(probe, candidates), np.float32)}
