@@ -147,7 +147,7 @@ def test_missing_sequences_are_counted() -> None:
 def test_what_cannot_be_evaluated_is_refused() -> None:
     features, labels, types, views = crowd()
     with pytest.raises(OptionError, match="casiab"):
-        evaluate(features, labels, types, views, protocol="gait3d")
+        evaluate(features, labels, types, views, protocol="market1501")
     with pytest.raises(InputError, match="views"):
         evaluate(features, labels, types, views[:-1])
     with pytest.raises(InputError, match="no gallery"):

@@ -1,28 +1,31 @@
-"""Evaluating a bundle on a CASIA-B-style tree, without holding the tree in memory."""
+"""Evaluating a bundle on a tree or a packed file, without holding its silhouettes in memory."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gaitsdk.errors import DatasetError, OptionError, SilhouetteError
-from gaitsdk.pipeline import embed_many
+from gaitsdk.datasets import Partition
+from gaitsdk.errors import DatasetError, OptionError
+from gaitsdk.pipeline import check_count
+from gaitsdk_training.data.public import PUBLIC_DATASETS, public_dataset
 from gaitsdk_training.evaluation.bootstrap import paired_bootstrap
-from gaitsdk_training.evaluation.evaluate import PROTOCOLS, measure
-from gaitsdk_training.evaluation.ranking import Features
-from gaitsdk_training.evaluation.request import Request
+from gaitsdk_training.evaluation.evaluate import choose, measure
+from gaitsdk_training.evaluation.grew import GREW, check_submission, submission, write_submission
+from gaitsdk_training.evaluation.hits import HitTable
+from gaitsdk_training.evaluation.protocol import Protocol
+from gaitsdk_training.evaluation.request import Names, Request
+from gaitsdk_training.evaluation.sequences import Sequences, embed_sequences, open_sequences
 
 if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
-    from gaitsdk.datasets import SequenceRef
     from gaitsdk.runtimes import NetworkRuntime
 
-_CHUNK = 32  # sequences in memory at once
-
-#: Called as progress(stage, done, total); stages are "embedding" and "ranking".
+#: Called as progress(stage, done, total); stages are "embedding", "ranking", "submission" and "two stages".
 Progress = Callable[[str, int, int], None]
 
 
@@ -32,107 +35,249 @@ def evaluate_tree(
     *,
     protocol: str = "casiab",
     identities: Iterable[str] | None = None,
+    partition: Partition | str | os.PathLike[str] | None = None,
+    dataset: str | None = None,
     reranker: str = "cargait",
+    scope: str = "list",
     k: int | None = None,
     runtime: str = "auto",
     device: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    submission_file: str | os.PathLike[str] | None = None,
+    two_stage: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Embeds every sequence of a tree with a bundle and evaluates it.
+    """Embeds every test sequence with a bundle and evaluates it.
+
+    Who tests: `identities`, or the partition's TEST_SET, or the data set's official test part. Where none of them is
+    given, the official test part of the protocol's data set if all of it is there (then this must be that data set),
+    else everybody; `split` of the report says which.
 
     Args:
-        root: `<root>/<id>/<type>/<view>/*`.
+        root: `<root>/<id>/<type>/<view>/*`, or a packed file.
         bundle: whose networks to use.
         protocol: one of `PROTOCOLS`.
-        identities: the test identities; None = all that are there.
-        reranker: "cargait" or "none".
-        k: length of the list that is re-ranked; the bundle's by default.
+        identities: the test identities.
+        partition: a split, or its file; gait3d's names the probes, too.
+        dataset: a public data set: names are checked, its official split is taken.
+        reranker: one of `gaitsdk.rerankers.RERANKERS`.
+        scope: "list": the first k of each gallery are re-ranked; "full": each gallery as a whole.
+        k: length of the list; the bundle's by default.
         runtime, device: as for `gaitsdk.runtimes.open_runtime`.
+        cache: folder that keeps the features (see `embed_sequences`); None keeps nothing.
+        submission_file: for grew: also write the CSV for the benchmark's server.
+        two_stage: also say where the errors are, before and after the re-ranker (`two_stage_report`).
         progress: see `Progress`.
 
     Returns:
-        `figures` (those of `evaluate`), `gain` (low, mean and high of `paired_bootstrap` over the cross-view rankings,
-        None without re-ranker), wanted identities that are `missing`, what was `skipped` and why, protocol, runtime,
-        device, re-ranker, k, fingerprint.
+        `figures` (those of `evaluate`), `gain` (low, mean and high of `paired_bootstrap` over the rankings that count,
+        None without re-ranker), number of `sequences` and `identities`, `split`, wanted identities that are `missing`,
+        what was `skipped` and why, `protocol`, `metric`, `runtime`, `device`, `precision` of the features, `reranker`,
+        `scope`, `k` (None: the whole gallery), `fingerprint`, the file of the `features`, the `submission`, and
+        `two_stage` (that report with its `columns`, `rows` and `notes`). None = there is none.
 
     Raises:
-        OptionError: unknown protocol or re-ranker. DatasetError: nothing to evaluate. Else as for `evaluate`.
+        OptionError: unknown protocol, re-ranker or scope, two splits, a submission for another protocol than grew.
+        DatasetError: nothing to evaluate. InputError: the names give no gallery or probes; else as for `evaluate`. All
+            that names and options can tell is refused before anything is embedded.
     """
-    from gaitsdk.datasets import SequenceTree
-    from gaitsdk.rerankers import create_reranker
+    from gaitsdk.rerankers import create_reranker, list_length
     from gaitsdk.runtimes import open_runtime
 
-    if protocol not in PROTOCOLS:  # before the embedding, which takes long
-        raise OptionError("no such protocol", where="protocol", got=repr(protocol), expected=" or ".join(PROTOCOLS))
-    wanted = None if identities is None else {str(each) for each in identities}
-    references = [each for each in SequenceTree(root) if wanted is None or each.identity in wanted]
-    missing = sorted((wanted or set()) - {each.identity for each in references})
+    chosen = choose(protocol)
+    _check_submission_file(chosen, submission_file)
+    if two_stage:
+        _check_two_stage(reranker, scope)
+    if k is not None:
+        check_count(k, "k")
+    spec = bundle.manifest.input
+    split = _split(open_sequences(root, spec.size, spec.channels), chosen, identities, partition, dataset)
+    chosen.cells(split.names())
+    if submission_file is not None:
+        check_submission(split.names())
     networks = open_runtime(bundle, runtime, device)
     try:
-        rescorer = create_reranker(reranker, bundle, networks)
-        features, kept, skipped = _embed(references, bundle, networks, progress)
-        if not kept:
-            raise DatasetError(
-                "no usable sequence", where=str(root), got=f"{len(references)} sequences of the wanted identities"
-            )
-        length = bundle.manifest.k if k is None else k
-        request = Request.check(
-            features,
-            [each.identity for each in kept],
-            [each.type for each in kept],
-            [each.view for each in kept],
-            None if rescorer is None else rescorer.rescore,
-            length if rescorer is not None else 1,
-            None,
-            bundle.metric,
-        )
+        rescorer = create_reranker(reranker, bundle, networks, scope=scope)
+        length = 0 if rescorer is None else list_length(reranker, bundle) if k is None else k
+        request, embedded = _embed(split, bundle, networks, rescorer, length, cache, _stage(progress, "embedding"))
         figures, table = measure(request, protocol, _stage(progress, "ranking"))
-        used = networks.name, networks.device
+        if submission_file is not None:
+            write_submission(submission_file, submission(request, _stage(progress, "submission")))
+        stages = _two_stage(request, protocol, _stage(progress, "two stages")) if two_stage else None
+        used = _used(bundle, networks)
     finally:
         networks.close()
-    gain = None
-    if rescorer is not None:
-        rows = table.where(table.cross_view)
-        gain = dict(zip(("low", "mean", "high"), paired_bootstrap(rows.before, rows.after, rows.identity), strict=True))
     return {
         "protocol": protocol,
         "figures": figures,
-        "gain": gain,
-        "sequences": len(kept),
-        "missing": missing,
-        "skipped": skipped,
-        "runtime": used[0],
-        "device": used[1],
+        "gain": None if rescorer is None else _gain(table),
+        "split": split.about,
+        "missing": split.missing,
+        **embedded,
+        "metric": bundle.metric,
+        **used,
         "reranker": reranker,
-        "k": length if rescorer is not None else 0,
+        "scope": scope,
+        "k": None if scope == "full" and rescorer is not None else length,
         "fingerprint": bundle.fingerprint,
+        "submission": None if submission_file is None else str(submission_file),
+        "two_stage": stages,
     }
 
 
-def _embed(
-    references: list[SequenceRef], bundle: Bundle, networks: NetworkRuntime, progress: Progress | None
-) -> tuple[Features, list[SequenceRef], list[dict[str, str]]]:
-    from gaitsdk.silhouettes import prepare
+@dataclass(frozen=True)
+class _Split:
+    """Who tests, in words too, which of them are missing, and the probes that a list names."""
 
-    parts: list[Features] = [np.zeros((0, bundle.strips, bundle.dims), np.float32)]
-    kept: list[SequenceRef] = []
-    skipped: list[dict[str, str]] = []
-    report = _stage(progress, "embedding")
-    spec = bundle.manifest.input
-    for start in range(0, len(references), _CHUNK):
-        sequences = []
-        for each in references[start : start + _CHUNK]:
-            try:
-                sequences.append(prepare(each.load(), spec.size, channels=spec.channels, min_frames=1).silhouettes)
-                kept.append(each)
-            except (SilhouetteError, DatasetError) as error:
-                skipped.append({"sequence": f"{each.identity}/{each.type}/{each.view}", "reason": str(error)})
-        if sequences:
-            handling = bundle.manifest.length_handling
-            parts.append(embed_many(networks.embed, sequences, length_handling=handling))
-        if report is not None:
-            report(min(start + _CHUNK, len(references)), len(references))
-    return np.concatenate(parts), kept, skipped
+    sequences: Sequences
+    about: str
+    missing: list[str]
+    probe_set: frozenset[str] | None
+
+    def names(self, kept: list[int] | None = None) -> Names:
+        """Of all sequences, or of those at some positions."""
+        chosen = self.sequences if kept is None else self.sequences.take(kept)
+        return Names.check(chosen.labels, chosen.types, chosen.views, self.probe_set, len(chosen))
+
+
+def _split(
+    sequences: Sequences,
+    protocol: Protocol,
+    identities: Iterable[str] | None,
+    partition: Partition | str | os.PathLike[str] | None,
+    dataset: str | None,
+) -> _Split:
+    if identities is not None and (partition is not None or dataset is not None):
+        raise OptionError(
+            "identities and a split are given", where="identities", expected="one or the other", fix="leave one out"
+        )
+    present = set(sequences.labels)
+    if dataset is not None:
+        described = public_dataset(dataset)
+        described.check_names(present, set(sequences.types), set(sequences.views), str(sequences.root))
+    listed = partition if isinstance(partition, Partition) or partition is None else Partition.read(partition)
+    wanted: set[str] | None = None
+    if identities is not None:
+        wanted = {str(each) for each in identities}
+        about = "the identities that were named"
+    elif listed is not None:
+        wanted, about = set(listed.test), "TEST_SET of the partition"
+    elif dataset is not None:
+        wanted, about = set(described.split(present).test), f"official test part of {dataset}"
+    elif (official := _official_test(protocol, present)) is not None:
+        wanted, about = official, f"official test part of {protocol.dataset}, all of which is there"
+    else:
+        about = "all identities; no split was named"
+    chosen = sequences if wanted is None else sequences.of(wanted)
+    if not len(chosen):
+        raise DatasetError(
+            "no sequence of the wanted identities",
+            where=str(sequences.root),
+            got=f"identities {_first_of(present)}",
+            expected=f"some of {_first_of(wanted)}" if wanted else "identities in the test part",
+            fix="check that the split belongs to these data",
+        )
+    probes = frozenset(listed.probe) if listed is not None and protocol.dataset == "gait3d" else None
+    return _Split(chosen, about, sorted((wanted or set()) - present), probes)
+
+
+def _embed(
+    split: _Split,
+    bundle: Bundle,
+    networks: NetworkRuntime,
+    reranker: Any,
+    k: int,
+    cache: str | os.PathLike[str] | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Request, dict[str, Any]]:
+    """What is to be ranked, and what the report says of it."""
+    features, kept, skipped, file = embed_sequences(split.sequences, bundle, networks, cache, progress)
+    if not kept:
+        reason = f", the first: {skipped[0]['reason']}" if skipped else ""
+        raise DatasetError(
+            "no usable sequence",
+            where=str(split.sequences.root),
+            got=f"{len(split.sequences)} unusable sequences{reason}",
+        )
+    names = split.names(kept)
+    columns = names.labels, names.types, names.views
+    length = k if reranker is not None else 1
+    request = Request.check(features, *columns, reranker, length, names.probe_set, bundle.metric)
+    return request, {
+        "sequences": len(kept),
+        "identities": len(set(names.labels.tolist())),
+        "skipped": skipped,
+        "features": None if file is None else str(file),
+    }
+
+
+def _official_test(protocol: Protocol, present: set[str]) -> set[str] | None:
+    """The official test part where it is complete; a rule applied to a few identities that are called alike would
+    leave out people who were meant."""
+    described = PUBLIC_DATASETS[protocol.dataset]
+    if described.trains is None:
+        return None
+    test = set(described.split(present).test)
+    return test if len(test) == described.test else None
+
+
+def _first_of(names: Iterable[str], most: int = 5) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f", ... ({len(ordered)} in all)" if len(ordered) > most else "")
+
+
+def _check_submission_file(protocol: Protocol, path: str | os.PathLike[str] | None) -> None:
+    if path is None:
+        return
+    if protocol is not GREW:
+        raise OptionError(
+            "only GREW's server takes a submission", where="submission", got=protocol.name, fix="--protocol grew"
+        )
+    if not Path(path).parent.is_dir():
+        raise OptionError("there is no such folder", where="submission", got=str(Path(path).parent))
+
+
+def _check_two_stage(reranker: str, scope: str) -> None:
+    if reranker == "none" or scope != "list":
+        raise OptionError(
+            "two stages need a re-ranker of lists",
+            where="two_stage",
+            got=f"{reranker}, {scope}",
+            fix="--reranker cargait --scope list",
+        )
+
+
+def _used(bundle: Bundle, networks: NetworkRuntime) -> dict[str, str]:
+    """What computed the features really. Ranking is in float32 everywhere."""
+    precision = "fp32"
+    if networks.name in ("onnx", "torchscript") and (artefact := bundle.artefact("backbone", networks.name)):
+        record = artefact.with_name(f"{artefact.name}.export.json")
+        precision = str(json.loads(record.read_text()).get("precision", precision))
+    return {"runtime": networks.name, "device": networks.device, "precision": precision}
+
+
+def _two_stage(request: Request, protocol: str, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+    from gaitsdk_training.evaluation.two_stage import two_stage_report
+
+    names = request.names
+    report = two_stage_report(
+        request.features,
+        names.labels,
+        names.types,
+        names.views,
+        protocol,
+        reranker=request.reranker,
+        k=request.k,
+        probe_set=names.probe_set,
+        metric=request.metric,
+        progress=progress,
+    )
+    return {**report.to_dict(), "columns": report.columns, "rows": report.rows(), "notes": report.notes()}
+
+
+def _gain(table: HitTable) -> dict[str, float]:
+    interval = paired_bootstrap(table.before, table.after, table.identity)
+    return dict(zip(("low", "mean", "high"), interval, strict=True))
 
 
 def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
