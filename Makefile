@@ -46,8 +46,10 @@ bundle: setup  ## train the shipped bundle again on synthetic walkers (about an 
 	$(BIN)/gaitsdk export sdk/gaitsdk/bundles/default.gait --to onnx
 	$(BIN)/gaitsdk deploy --out triton_models
 
-bench: setup  ## the committed measurements, again on this machine
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+# What needs nothing but this machine; proof_of_learning.py (hours), real_walks.py and reproduce.py (data) by hand.
+BENCHMARKS := import_time synthetic_walkers shipped_bundle data_loading rerankers evaluation open_set gaitmpl_readings backbones
+bench: setup  ## the committed measurements, again on this machine (hours)
+	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove what was built, not what was trained
 	rm -rf $(VENV) .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo-output
