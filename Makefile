@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 EXTRAS := client,torch,export,train,ui,dev
 # An old server for tests and demos only; production runs NVIDIA's container (README, "Serving").
 TRITON_WHEEL := nvidia-pytriton==0.7.0
+# Builds engines without a GPU; without its dependencies, which are CUDA's libraries.
+TENSORRT_RTX := tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: help setup demo test test-models lint bench bundle clean
@@ -19,6 +21,8 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --no-deps $(TENSORRT_RTX) 2>/dev/null || \
+	  echo "no TensorRT for RTX for this system: its tests are skipped"
 	touch $@
 
 .triton/.ready: $(VENV)/.ready

@@ -6,30 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gaitsdk_export.bundles import FORMATS, ExportResult, export_bundle
+    from gaitsdk_export.bundles import ExportResult, export_bundle
+    from gaitsdk_export.engine_cache import EngineCache
+    from gaitsdk_export.formats import FORMATS, Range, Sizes
+    from gaitsdk_export.half import to_half
     from gaitsdk_export.parity import ParityError, ParityReport, Tolerance, Verdict, check
     from gaitsdk_export.to_onnx import to_onnx
+    from gaitsdk_export.to_tensorrt import build_engine
     from gaitsdk_export.to_torchscript import to_torchscript
     from gaitsdk_export.wrappers import EmbedderForExport, RerankerForExport
 
 __all__ = [
     "FORMATS",
     "EmbedderForExport",
+    "EngineCache",
     "ExportResult",
     "ParityError",
     "ParityReport",
+    "Range",
     "RerankerForExport",
+    "Sizes",
     "Tolerance",
     "Verdict",
+    "build_engine",
     "check",
     "export_bundle",
+    "to_half",
     "to_onnx",
     "to_torchscript",
 ]
 
 # Loaded on first use (PEP 562): the command line imports this package only to find its verbs.
 _LAZY = {
-    "FORMATS": "bundles",
+    "FORMATS": "formats",
+    "Range": "formats",
+    "Sizes": "formats",
+    "EngineCache": "engine_cache",
     "ExportResult": "bundles",
     "export_bundle": "bundles",
     "ParityError": "parity",
@@ -37,6 +49,8 @@ _LAZY = {
     "Tolerance": "parity",
     "Verdict": "parity",
     "check": "parity",
+    "build_engine": "to_tensorrt",
+    "to_half": "half",
     "to_onnx": "to_onnx",
     "to_torchscript": "to_torchscript",
     "EmbedderForExport": "wrappers",

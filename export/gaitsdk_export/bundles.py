@@ -1,11 +1,8 @@
-"""Exports both networks of a bundle into its `artefacts/`, each beside a record of how, from what, and how well."""
+"""Exports the networks of a bundle into its `artefacts/`, each beside a record of how, from what, and how well."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from gaitsdk.bundle import ARTEFACT_SUFFIX, Bundle, Network
 from gaitsdk.errors import ExportError, MissingDependencyError, OptionError
-from gaitsdk_export.cases import embedder_cases, reranker_cases
-from gaitsdk_export.parity import Case, ParityError, ParityReport, Verdict
+from gaitsdk_export.engine_cache import EngineCache
+from gaitsdk_export.exporters import Made, Options, Skipped, Source
+from gaitsdk_export.formats import DEFAULT_FORMATS, FORMATS, Job, Sizes, parse_capabilities, plan
+from gaitsdk_export.parity import ParityError, ParityReport, Verdict
+from gaitsdk_export.records import latency, record, script
 
 if TYPE_CHECKING:
     import os
 
+    from gaitsdk_export.task import TaskFigures, Trial
     from gaitsdk_export.wrappers import ExportWrapper
 
-logger = logging.getLogger(__name__)
+__all__ = ["FORMATS", "ExportResult", "export_bundle"]
 
-FORMATS = ("onnx", "torchscript")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,16 @@ class ExportResult:
 
     Attributes:
         network: "backbone" or "reranker".
-        format: "onnx" or "torchscript".
-        path: the artefact, or None on FAIL: then the bundle was not touched.
+        format: "onnx", "torchscript", "tensorrt" or "tensorrt-rtx".
+        path: the artefact; None where there is none: then the bundle was not touched.
         size_bytes: of the artefact.
         precision: of its weights and arithmetic.
         max_abs, cosine, rank_agreement: worst figures of the comparison; None where there are none.
-        latency_ms: median of one walk of 30 frames, or one list of 10, on this machine's CPU.
-        verdict: OK, FAIL or SKIPPED.
-        reason: why it failed.
+        latency_ms: median of one walk of 30 frames, or one list of 10, on this machine; None where it cannot run here.
+        verdict: OK, FAIL, or SKIPPED: not made, or made and not compared.
+        reason: why it failed, or was skipped.
         seconds: the whole export took.
+        task: figures of the verdict on people, where it was asked for.
     """
 
     network: str
@@ -57,10 +59,16 @@ class ExportResult:
     verdict: Verdict
     reason: str | None
     seconds: float
+    task: TaskFigures | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**self.__dict__, "path": None if self.path is None else str(self.path), "verdict": self.verdict.value}
+        return {
+            **self.__dict__,
+            "path": None if self.path is None else str(self.path),
+            "verdict": self.verdict.value,
+            "task": None if self.task is None else self.task.to_dict(),
+        }
 
     def raise_for_verdict(self) -> None:
         """Raises ExportError where the verdict is FAIL."""
@@ -70,9 +78,15 @@ class ExportResult:
 
 def export_bundle(
     bundle_path: str | os.PathLike[str],
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = DEFAULT_FORMATS,
     verify: bool = True,
     progress: Callable[[str], None] | None = None,
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    sizes: Sizes | None = None,
+    capabilities: Sequence[str | int] | None = None,
+    task: bool = False,
+    cache: EngineCache | None = None,
 ) -> list[ExportResult]:
     """Exports the backbone and, where there is one, the re-ranker.
 
@@ -81,175 +95,122 @@ def export_bundle(
 
     Args:
         bundle_path: `NAME.gait`.
-        formats: of "onnx", "torchscript".
+        formats: of "onnx", "torchscript", "tensorrt", "tensorrt-rtx".
         verify: compare answers with the eager network; without, the verdict is SKIPPED (free axes are checked still).
-        progress: called with a line of text before each artefact.
+        progress: called with a line of text before each artefact, and while an engine is built.
+        precisions: of "fp32", "fp16", "bf16".
+        sizes: that engines are built for.
+        capabilities: that TensorRT for RTX builds for, for example (75, 89); default all that it can.
+        task: judge Rank-1 and the order of the first ten over 100 synthetic people, too.
+        cache: of engines.
 
     Returns:
-        One result per network and format.
+        One result per network, format and precision.
 
     Raises:
-        OptionError: an unknown format. BundleError: no bundle there, or its manifest or weights are damaged; damaged
-            artefacts are replaced.
+        OptionError: an unknown format or precision, or impossible sizes. BundleError: no bundle there, or its manifest
+            or weights are damaged; damaged artefacts are replaced.
         MissingDependencyError: torch, onnx or onnxscript is not installed.
+        ExportError: the bundle cannot be written.
     """
-    wanted = check_formats(formats)
+    jobs = plan(formats, precisions)
+    tell = progress or (lambda _line: None)
+    options = Options(verify, sizes or Sizes(), parse_capabilities(capabilities), cache or EngineCache(), tell)
     bundle = Bundle.load(bundle_path, artefacts=False)
-    results = []
-    for network, wrapper, cases in _wrappers(bundle):
-        for kind in wanted:
-            if progress is not None:
-                progress(f"exporting {network} to {kind}")
-            results.append(_export_one(bundle, network, kind, wrapper, cases if verify else None))
-            if results[-1].verdict is Verdict.FAIL:
-                logger.error("%s to %s: %s", network, kind, results[-1].reason)
-    return results
+    try:
+        # Beside the bundle: the same file system, so that an artefact moves into it in one step.
+        with tempfile.TemporaryDirectory(prefix=".gaitsdk-export-", dir=bundle.path.resolve().parent) as folder:
+            sources = [Source(bundle, name, wrapper, Path(folder), options) for name, wrapper in _wrappers(bundle)]
+            trial = _trial(sources) if task else None
+            return [_export_one(source, job, trial) for source in sources for job in jobs]
+    except OSError as error:
+        raise ExportError(
+            "the artefacts cannot be written",
+            where=str(error.filename or bundle.path),
+            got=error.strerror or str(error),
+            fix="a folder that you may write, with free space for the artefacts; those listed in the bundle are whole",
+        ) from error
 
 
-def check_formats(formats: Sequence[str]) -> list[str]:
-    """The formats without repetition.
-
-    Raises:
-        OptionError: none, or one that is not known.
-    """
-    wanted = list(dict.fromkeys([formats] if isinstance(formats, str) else formats))
-    unknown = [each for each in wanted if each not in FORMATS]
-    if unknown or not wanted:
-        got = ", ".join(map(repr, unknown)) or "nothing"
-        raise OptionError("unknown format", where="formats", got=got, expected="one or more of " + ", ".join(FORMATS))
-    return wanted
-
-
-def _wrappers(bundle: Bundle) -> Iterator[tuple[Network, ExportWrapper, Callable[[], Iterator[Case]]]]:
+def _wrappers(bundle: Bundle) -> Iterator[tuple[Network, ExportWrapper]]:
     try:
         from gaitsdk_export.wrappers import EmbedderForExport, RerankerForExport
     except ImportError as error:
         raise MissingDependencyError("PyTorch is not installed", where="export", fix="pip install torch") from error
     spec, strips, dims = bundle.manifest.input, bundle.strips, bundle.dims
-    embedder = EmbedderForExport(bundle.build_backbone(), spec.size, spec.channels)
-    yield "backbone", embedder, lambda: embedder_cases(spec.size, spec.channels)
+    yield "backbone", EmbedderForExport(bundle.build_backbone(), spec.size, spec.channels)
     reranker = bundle.build_reranker()
     if reranker is not None:
-        yield "reranker", RerankerForExport(reranker, strips, dims), lambda: reranker_cases(strips, dims)
+        yield "reranker", RerankerForExport(reranker, strips, dims)
 
 
-def _export_one(
-    bundle: Bundle, network: Network, kind: str, wrapper: ExportWrapper, cases: Callable[[], Iterator[Case]] | None
-) -> ExportResult:
+def _trial(sources: Sequence[Source]) -> Trial:
+    from gaitsdk_export import task
+
+    eager = {each.network: each.eager for each in sources}
+    bundle = sources[0].bundle
+    spec = bundle.manifest.input
+    sizes = (spec.size, spec.channels, bundle.metric, task.IDENTITIES, task.FRAMES)
+    return task.Trial(eager["backbone"], eager.get("reranker"), *sizes)
+
+
+def _export_one(source: Source, job: Job, trial: Trial | None) -> ExportResult:
     started = time.perf_counter()
-    convert, load = _converter(kind)
-    report, reason, path, size, latency = None, None, None, None, None
-    # Beside the bundle: the same file system, so that the artefact moves into it in one step.
-    with tempfile.TemporaryDirectory(prefix=".gaitsdk-export-", dir=bundle.path.resolve().parent) as folder:
-        temporary = Path(folder) / f"{network}{ARTEFACT_SUFFIX[kind]}"
-        try:
-            metadata = {"fingerprint": bundle.fingerprint}
-            report = convert(wrapper, temporary, cases=None if cases is None else cases(), metadata=metadata)
-        except ParityError as error:
-            report, reason = error.report, str(error)
-        except MissingDependencyError:
-            raise  # nothing is wrong with the network
-        except ExportError as error:
-            reason = str(error)
-        if reason is None:
-            latency = _latency(load(temporary), wrapper)
-            size = temporary.stat().st_size
-            record = _record(bundle, network, kind, wrapper, temporary, report, latency)
-            path = bundle.add_artefact(network, kind, temporary, record)
+    name = job.format if job.precision == "fp32" else f"{job.format}, {job.precision}"
+    source.options.progress(f"exporting {source.network} to {name}")
+    made: Made | None = None
+    report: ParityReport | None = None
+    task, verdict, reason = None, Verdict.FAIL, None
+    try:
+        made = source.make(job)
+        report = made.report
+        verdict, reason = (Verdict.OK if report else Verdict.SKIPPED), made.reason
+        if trial is not None and made.run is not None:
+            task = trial.judge(source.wrapper.role, made.run, job.precision)
+            if task.reasons:
+                made, verdict, reason = None, Verdict.FAIL, "over synthetic people: " + "; ".join(task.reasons)
+    except Skipped as why:
+        verdict, reason = Verdict.SKIPPED, str(why)
+    except ParityError as error:
+        report, reason = error.report, str(error)
+    except (MissingDependencyError, OptionError):
+        raise  # nothing is wrong with the network
+    except ExportError as error:
+        reason = str(error)
+    if verdict is Verdict.FAIL:
+        logger.error("%s to %s: %s", source.network, name, reason)
+    path, size, milliseconds = None, None, None
+    if made is not None:
+        milliseconds = latency(source, made)
+        size = made.path.stat().st_size
+        path = _add(source, job, made, record(source, job, made, verdict, milliseconds, task))
     return ExportResult(
-        network=network,
-        format=kind,
+        network=source.network,
+        format=job.format,
         path=path,
         size_bytes=size,
-        precision="fp32",
+        precision=job.precision,
         max_abs=report.max_abs if report else None,
         cosine=report.cosine if report else None,
         rank_agreement=report.rank_agreement if report else None,
-        latency_ms=latency,
-        verdict=Verdict.FAIL if reason else report.verdict if report else Verdict.SKIPPED,
+        latency_ms=milliseconds,
+        verdict=verdict,
         reason=reason,
         seconds=time.perf_counter() - started,
+        task=task,
     )
 
 
-def _converter(kind: str) -> tuple[Callable[..., ParityReport | None], Callable[..., Any]]:
-    """(export function, function that loads what it wrote)."""
-    if kind == "onnx":
-        from gaitsdk_export.to_onnx import onnx_network, to_onnx
+def _add(source: Source, job: Job, made: Made, entry: dict[str, Any]) -> Path:
+    """Puts the artefact into the bundle. A copy: engines are still to be built from the graph."""
+    import shutil
 
-        return to_onnx, onnx_network
-    from gaitsdk_export.to_torchscript import to_torchscript, torchscript_network
-
-    return to_torchscript, torchscript_network
-
-
-def _latency(network: Callable[..., Any], wrapper: ExportWrapper) -> float:
-    """Median of 5 calls with one item, in ms, after one to warm up."""
-    if wrapper.role == "backbone":
-        case = next(iter(embedder_cases(wrapper.sizes["size"], wrapper.sizes["channels"], (1,), (30,))))
-    else:
-        case = next(iter(reranker_cases(wrapper.sizes["strips"], wrapper.sizes["dims"], (1,), (10,))))
-    seconds = []
-    for _ in range(6):
-        started = time.perf_counter()
-        network(*case.inputs)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:]) * 1e3
-
-
-def _record(
-    bundle: Bundle,
-    network: Network,
-    kind: str,
-    wrapper: ExportWrapper,
-    artefact: Path,
-    report: ParityReport | None,
-    latency: float,
-) -> dict[str, Any]:
-    """The contents of `<artefact>.export.json`."""
-    example = dict(zip(wrapper.input_names, wrapper.example(), strict=True))
-    inputs = {
-        name: {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": [wrapper.dynamic_axes[name].get(axis, size) for axis, size in enumerate(tensor.shape)],
-        }
-        for name, tensor in example.items()
-    }
-    worst = report.to_dict() if report else {"verdict": Verdict.SKIPPED.value}
-    return {
-        "format": kind,
-        "network": network,
-        "task": wrapper.task,
-        "precision": "fp32",
-        "fingerprint": bundle.fingerprint,
-        "sha256": hashlib.sha256(artefact.read_bytes()).hexdigest(),
-        "source": f"{network}.safetensors",
-        "source_sha256": bundle.manifest.files[f"{network}.safetensors"].sha256,
-        "inputs": inputs,
-        "outputs": {name: {"shape": list(shape)} for name, shape in wrapper.output_shapes.items()},
-        "versions": _versions(kind),
-        "verdict": worst["verdict"],
-        "parity": {key: worst.get(key) for key in ("max_abs", "cosine", "rank_agreement", "tolerance")},
-        "cases": len(report.cases) if report else 0,
-        "latency_ms": latency,
-        "machine": platform.machine(),
-        "reproduce": f"gaitsdk export {bundle.path.name} --to {kind}",
-    }
-
-
-def _versions(kind: str) -> dict[str, Any]:
-    import torch
-
-    import gaitsdk
-
-    versions: dict[str, Any] = {"gaitsdk": gaitsdk.__version__, "torch": torch.__version__}
-    if kind == "onnx":
-        import onnx
-        import onnxruntime
-        import onnxscript
-
-        from gaitsdk_export.to_onnx import OPSET
-
-        versions |= {"onnx": onnx.__version__, "onnxscript": onnxscript.__version__}
-        versions |= {"onnxruntime": onnxruntime.__version__, "opset": OPSET}
-    return versions
+    bundle, name = source.bundle, f"{source.network}{ARTEFACT_SUFFIX[job.kind]}"
+    copy = made.path.with_name(f"copy-{made.path.name}")
+    shutil.copyfile(made.path, copy)
+    path = bundle.add_artefact(source.network, job.kind, copy, entry)
+    again = path.with_name(f"{name}.reproduce.sh")
+    again.write_text(script(entry, name), encoding="utf-8")
+    again.chmod(0o755)
+    bundle._replace_manifest(listed={f"artefacts/{again.name}"})
+    return path

@@ -45,14 +45,21 @@ def embedder_cases(
 
 @functools.lru_cache(maxsize=64)  # drawing costs more than a small network
 def _walker(person: int, frames: int, size: int, channels: int) -> NDArray[np.uint8]:
-    """A drawn walker `[T, (C,) S, S]`; further maps are other phases of the same walk."""
-    walk = synthetic.sequence(person, view=("090", "036", "144")[person % 3], frames=frames, seed=person)
+    """A drawn walker `[T, (C,) S, S]`."""
+    walk = as_input(
+        synthetic.sequence(person, view=("090", "036", "144")[person % 3], frames=frames, seed=person), size, channels
+    )
+    walk.setflags(write=False)  # everybody gets the same array
+    return walk
+
+
+def as_input(walk: NDArray[np.uint8], size: int, channels: int = 1) -> NDArray[np.uint8]:
+    """A drawn walk `[T, 64, 64]` as a network's input `[T, (C,) S, S]`; further maps are other phases of it."""
     factor = size // walk.shape[-1]
     if factor > 1:
         walk = walk.repeat(factor, axis=1).repeat(factor, axis=2)
     if channels > 1:
         walk = np.stack([np.roll(walk, 3 * channel, axis=0) for channel in range(channels)], axis=1)
-    walk.setflags(write=False)  # everybody gets the same array
     return walk
 
 

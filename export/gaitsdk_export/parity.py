@@ -1,11 +1,14 @@
 """Does the exported network give the same answers as the eager one? Figures and a verdict, never an impression.
 
 Gates (float32): largest absolute difference <= 1e-4, smallest cosine >= 0.99999, candidates in the same order.
+Half precision: cosine >= 0.999, largest difference <= a few percent of the largest value, clearly different candidates
+in the same order. Engines in float32: cosine >= 0.9999. A value that is not finite fails everywhere.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -43,22 +46,46 @@ class ParityError(ExportError):
             "the exported network does not give the same answers",
             where=where,
             got="; ".join(report.reasons[:3]) + (f"; and {len(report.reasons) - 3} more" if report.reasons[3:] else ""),
-            expected=f"max abs <= {report.tolerance.max_abs:g}, cosine >= {report.tolerance.cosine:g}, the same order",
+            expected=f"{report.tolerance}, the same order",
             fix="nothing was written; keep runtime='torch' for this model, and report the model and the versions",
         )
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The gates.
+    """The gates; None = not asked for.
 
     Attributes:
         max_abs: largest absolute difference of any output value.
         cosine: smallest cosine between corresponding vectors (last axis).
+        relative: largest absolute difference as a share of the case's largest reference value. Where all of these are
+            zero, so must the others be. A cosine does not see a wrong scale; this does.
     """
 
-    max_abs: float = 1e-4
+    max_abs: float | None = 1e-4
     cosine: float = 0.99999
+    relative: float | None = None
+
+    def __str__(self) -> str:
+        limits = [f"max abs <= {self.max_abs:g}"] if self.max_abs is not None else []
+        limits += [f"relative <= {self.relative:g}"] if self.relative is not None else []
+        return ", ".join([*limits, f"cosine >= {self.cosine:g}"])
+
+    def rank_margin(self, reference: Array) -> float:
+        """Distances closer than this may swap by rounding alone."""
+        if self.max_abs is not None:
+            return 2 * self.max_abs
+        largest = float(np.abs(reference).max()) if reference.size else 0.0
+        return 2 * (self.relative or 0.0) * largest
+
+
+#: By precision: of what runs on the CPU, and of engines (whose float32 sums in another order, over fused layers).
+TOLERANCES = {
+    "fp32": Tolerance(),
+    "fp16": Tolerance(max_abs=None, cosine=0.999, relative=0.02),
+    "bf16": Tolerance(max_abs=None, cosine=0.999, relative=0.05),
+}
+ENGINE_TOLERANCES = {**TOLERANCES, "fp32": Tolerance(max_abs=None, cosine=0.9999, relative=1e-3)}
 
 
 @dataclass(frozen=True)
@@ -79,6 +106,7 @@ class CaseFigures:
     cosine: float | None
     rank_agreement: float | None
     reasons: tuple[str, ...]
+    relative: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +120,7 @@ class ParityReport:
     cosine: float | None
     rank_agreement: float | None
     reasons: tuple[str, ...]
+    relative: float | None = None
 
     def raise_for_verdict(self, where: str | None = None) -> None:
         """Raises ParityError (an ExportError) unless the verdict is OK."""
@@ -128,6 +157,7 @@ def check(eager: Network, exported: Network, cases: Iterable[Case], tolerance: T
         cosine=_worst(min, (each.cosine for each in figures)),
         rank_agreement=_worst(min, (each.rank_agreement for each in figures)),
         reasons=reasons,
+        relative=_worst(max, (each.relative for each in figures)),
     )
 
 
@@ -149,20 +179,22 @@ def _compare_case(eager: Network, exported: Network, case: Case, gates: Toleranc
     if reasons:
         return CaseFigures(case.name, shapes, None, None, None, tuple(reasons))
     max_abs = max_abs_difference(reference[0], found[0])
-    cosine = min_cosine(reference[0], found[0])
+    cosine, relative = min_cosine(reference[0], found[0]), relative_error(reference[0], found[0])
     agreement = None
     if len(reference) > 1:
-        agreement = rank_agreement(reference[0], found[1], 2 * gates.max_abs)
+        agreement = rank_agreement(reference[0], found[1], gates.rank_margin(reference[0]))
         if not np.array_equal(found[1], np.argsort(found[0], axis=1, kind="stable")):
             reasons.append("order is not the stable ascending order of the distances beside it")
     # Written so that a NaN, which compares false with everything, misses every gate.
-    if not max_abs <= gates.max_abs:
+    if gates.max_abs is not None and not max_abs <= gates.max_abs:
         reasons.append(f"max abs {max_abs:.3g} > {gates.max_abs:g}")
+    if gates.relative is not None and not relative <= gates.relative:
+        reasons.append(f"relative error {relative:.3g} > {gates.relative:g}")
     if cosine is not None and not cosine >= gates.cosine:
         reasons.append(f"cosine {cosine:.7f} < {gates.cosine:g}")
     if agreement is not None and not agreement >= 1.0:
         reasons.append(f"only {agreement:.2%} of clearly different candidates in the same order")
-    return CaseFigures(case.name, shapes, max_abs, cosine, agreement, tuple(reasons))
+    return CaseFigures(case.name, shapes, max_abs, cosine, agreement, tuple(reasons), relative)
 
 
 def _structural_reasons(reference: Outputs, found: Outputs) -> list[str]:
@@ -185,6 +217,18 @@ def max_abs_difference(reference: Array, found: Array) -> float:
     """Largest |reference - found|; 0.0 for empty arrays; NaN where either has one."""
     difference = np.abs(reference.astype(np.float64) - found.astype(np.float64))
     return float(difference.max()) if difference.size else 0.0
+
+
+def relative_error(reference: Array, found: Array) -> float:
+    """Largest |reference - found| as a share of the largest |reference|; NaN where either has one.
+
+    Where the reference is zero throughout: 0.0 if the other is, too, else infinite, so that it misses every gate.
+    """
+    difference = max_abs_difference(reference, found)
+    largest = float(np.abs(reference.astype(np.float64)).max()) if reference.size else 0.0
+    if largest == 0.0:
+        return math.inf if difference > 0.0 else difference
+    return difference / largest
 
 
 def min_cosine(reference: Array, found: Array) -> float | None:

@@ -75,18 +75,20 @@ def require_packages() -> None:
             ) from error
 
 
-def onnx_network(path: str | os.PathLike[str]) -> Network:
-    """An `.onnx` file as a function of arrays, in ONNX Runtime on one CPU thread."""
+def onnx_network(graph: str | os.PathLike[str] | bytes) -> Network:
+    """An `.onnx` file, or its bytes, as a function of arrays, in ONNX Runtime on one CPU thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what it would print becomes the reason of a FAIL
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        source = graph if isinstance(graph, bytes) else os.fspath(graph)
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     # Its exceptions have no public base class but Exception.
     except Exception as error:
-        raise ExportError("ONNX Runtime refuses the graph", where=str(path), got=str(error)) from error
+        where = None if isinstance(graph, bytes) else str(graph)
+        raise ExportError("ONNX Runtime refuses the graph", where=where, got=str(error)) from error
     names = [each.name for each in session.get_inputs()]
 
     def run(*arrays: Any) -> list[Any]:

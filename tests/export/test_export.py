@@ -14,8 +14,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gaitsdk.errors import BundleError, ExportError, OptionError
-from gaitsdk_export import bundles, parity
-from gaitsdk_export.cases import embedder_cases, reranker_cases
+from gaitsdk_export import bundles, exporters, parity
+from gaitsdk_export.cases import embedder_cases
 from gaitsdk_export.cli import export as export_command
 from gaitsdk_export.cli import table
 from gaitsdk_export.parity import ParityError, Verdict, check
@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from gaitsdk.bundle import Bundle  # noqa: E402
-from gaitsdk.models import create, list_models  # noqa: E402
+from gaitsdk.models import list_models  # noqa: E402
 from gaitsdk.models.cargait import CarGait  # noqa: E402
 from gaitsdk_export.bundles import export_bundle  # noqa: E402
 from gaitsdk_export.eager import eager_network  # noqa: E402
@@ -36,51 +36,26 @@ EXPORTERS = {"onnx": (to_onnx, onnx_network), "torchscript": (to_torchscript, to
 RUN = CliRunner()
 
 
-def tiny_model(name):
-    """A small network whose BN statistics and weights are not the initial ones."""
-    torch.manual_seed(3)
-    model = create(name, tag="tiny")
-    for key, value in model.state_dict().items():
-        if key.endswith("running_mean"):
-            value.uniform_(-0.2, 0.2)
-        elif key.endswith("running_var"):
-            value.uniform_(0.5, 2.0)
-    return model.eval()
-
-
-def tiny_cargait(dims=8):
-    torch.manual_seed(4)
-    model = CarGait(dims=dims, width=16, heads=4)
-    torch.nn.init.normal_(model.output.weight, std=0.3)
-    return model.eval()
-
-
-def quick_cases(wrapper):
-    if wrapper.role == "reranker":
-        return reranker_cases(wrapper.strips, wrapper.dims)
-    return embedder_cases(wrapper.size, wrapper.channels, lengths=(5, 9, 16))
-
-
-def wrapper_of(name):
-    if name == "cargait":
-        return RerankerForExport(tiny_cargait(), 4, 8)
-    model = tiny_model(name)
-    return EmbedderForExport(model, model.input_size[0], model.input_channels)
-
-
 @pytest.fixture(scope="module", params=[*sorted(list_models()), "cargait"])
-def network(request):
-    return wrapper_of(request.param)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def network(name, tiny_wrapper):
+    return tiny_wrapper(name)
 
 
 @pytest.fixture(scope="module", params=sorted(EXPORTERS))
-def exported(request, network, tmp_path_factory):
-    convert, load = EXPORTERS[request.param]
+def exported(request, name, network, graph_of, quick_cases, tmp_path_factory):
+    if request.param == "onnx":
+        _wrapper, path, report, warned = graph_of(name)
+        return path, report, onnx_network(path), warned
     path = tmp_path_factory.mktemp("export") / f"{network.role}.{request.param}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = convert(network, path, cases=quick_cases(network), metadata={"fingerprint": "f" * 64})
-    return path, report, load(path), [str(each.message) for each in caught]
+        report = to_torchscript(network, path, cases=quick_cases(network), metadata={"fingerprint": "f" * 64})
+    return path, report, torchscript_network(path), [str(each.message) for each in caught]
 
 
 def test_answers_are_the_eager_ones(exported):
@@ -95,7 +70,7 @@ def test_exporting_warns_of_nothing(exported):
     assert exported[3] == []
 
 
-def test_batch_mates_do_not_touch_each_other(network, exported):
+def test_batch_mates_do_not_touch_each_other(network, exported, quick_cases):
     run = exported[2]
     case = [case for case in quick_cases(network) if case.inputs[0].shape[0] == 3][-1]
     together = run(*case.inputs)[0]
@@ -104,10 +79,10 @@ def test_batch_mates_do_not_touch_each_other(network, exported):
         np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_another_network_fails_against_it(network, exported):
+def test_another_network_fails_against_it(name, network, exported, tiny_wrapper, quick_cases):
     """The gate sees a network of the same shape with other weights."""
     run = exported[2]
-    other = wrapper_of("cargait") if network.role == "reranker" else wrapper_of(network.model.name)
+    other = tiny_wrapper(name)
     with torch.no_grad():
         parameter = next(each for each in other.parameters() if each.dim() > 1)
         parameter.add_(0.1 * torch.randn_like(parameter))
@@ -175,10 +150,10 @@ def test_a_frozen_axis_is_refused_and_nothing_is_written(kind, axis, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def static_graph(tmp_path_factory):
+def static_graph(tmp_path_factory, tiny_wrapper):
     """A graph that was exported without free axes, as torch does by default."""
     path = tmp_path_factory.mktemp("static") / "static.onnx"
-    wrapper = wrapper_of("gaitset")
+    wrapper = tiny_wrapper("gaitset")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -194,7 +169,7 @@ def test_static_graph_is_found_by_its_dimensions(static_graph):
         assert_dynamic(wrapper, path)
 
 
-def test_graph_that_only_claims_free_axes_is_found_by_running(static_graph, tmp_path):
+def test_graph_that_only_claims_free_axes_is_found_by_running(static_graph, quick_cases, tmp_path):
     wrapper, path = static_graph
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
@@ -210,10 +185,10 @@ def test_graph_that_only_claims_free_axes_is_found_by_running(static_graph, tmp_
     assert any("does not run" in reason for reason in report.reasons)
 
 
-def test_failed_parity_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
+def test_failed_parity_leaves_nothing_and_keeps_what_was_there(tiny_wrapper, quick_cases, tmp_path, monkeypatch):
     path = tmp_path / "reranker.torchscript"
     path.write_bytes(b"an earlier, good artefact")
-    wrapper = wrapper_of("cargait")
+    wrapper = tiny_wrapper("cargait")
     monkeypatch.setattr(parity, "max_abs_difference", lambda a, b: 1.0)
     with pytest.raises(ParityError) as caught:
         to_torchscript(wrapper, path, cases=quick_cases(wrapper))
@@ -222,14 +197,14 @@ def test_failed_parity_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_training_mode_and_wrong_size_are_refused():
-    model = tiny_model("gaitset")
+def test_training_mode_and_wrong_size_are_refused(tiny_wrapper):
+    model = tiny_wrapper("gaitset").model
     with pytest.raises(ExportError, match="another size"):
         EmbedderForExport(model, 128)
     with pytest.raises(ExportError, match="training mode"):
         EmbedderForExport(model.train(), 64)
     with pytest.raises(ExportError, match="training mode"):
-        RerankerForExport(tiny_cargait().train(), 4, 8)
+        RerankerForExport(tiny_wrapper("cargait").reranker.train(), 4, 8)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 100])
@@ -242,11 +217,22 @@ def test_order_is_stable_at_every_length(k):
 
 
 @pytest.fixture(scope="module")
-def bundle_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundles") / "tiny.gait"
-    model = tiny_model("gaitset")
-    Bundle.create(path, backbone=model, reranker=tiny_cargait(model.dims))
-    return path
+def new_bundle(tiny_wrapper):
+    """Writes a tiny GaitSet as a bundle."""
+
+    def write(path, reranker=True):
+        model = tiny_wrapper("gaitset").model
+        torch.manual_seed(4)
+        pair = CarGait(dims=model.dims, width=16, heads=4).eval()
+        torch.nn.init.normal_(pair.output.weight, std=0.3)
+        return Bundle.create(path, backbone=model, reranker=pair if reranker else None)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def bundle_path(tmp_path_factory, new_bundle):
+    return new_bundle(tmp_path_factory.mktemp("bundles") / "tiny.gait").path
 
 
 @pytest.fixture(scope="module")
@@ -274,13 +260,15 @@ def test_bundle_gets_all_artefacts_with_records(bundle_path, results):
         assert record["parity"]["max_abs"] == each.max_abs <= 1e-4
         assert record["precision"] == "fp32"
         assert record["reproduce"] == f"gaitsdk export tiny.gait --to {each.format}"
+        again = each.path.with_name(f"{each.path.name}.reproduce.sh")
+        assert f"artefacts/{again.name}" in bundle.manifest.files
+        assert again.stat().st_mode & 0o111 and f'export "$bundle" --to {each.format}\n' in again.read_text()
         assert ("opset" in record["versions"]) == (each.format == "onnx")
     assert not [each for each in bundle_path.parent.iterdir() if each.name.startswith(".")]
 
 
-def test_exporting_keeps_the_fingerprint(bundle_path, results, tmp_path):
-    model = tiny_model("gaitset")
-    fresh = Bundle.create(tmp_path / "tiny.gait", backbone=model, reranker=tiny_cargait(model.dims))
+def test_exporting_keeps_the_fingerprint(bundle_path, results, new_bundle, tmp_path):
+    fresh = new_bundle(tmp_path / "tiny.gait")
     assert fresh.fingerprint == Bundle.load(bundle_path).fingerprint
 
 
@@ -291,12 +279,12 @@ def few_cases(monkeypatch):
     def few(size, channels=1, batches=(1, 2), lengths=(5, 9)):
         return embedder_cases(size, channels, batches, lengths)
 
-    monkeypatch.setattr(bundles, "embedder_cases", few)
+    monkeypatch.setattr(exporters, "embedder_cases", few)
 
 
 @pytest.mark.usefixtures("few_cases")
-def test_a_failing_export_does_not_touch_the_bundle(tmp_path, monkeypatch):
-    bundle = Bundle.create(tmp_path / "a.gait", backbone=tiny_model("gaitset"), reranker=None)
+def test_a_failing_export_does_not_touch_the_bundle(new_bundle, tmp_path, monkeypatch):
+    bundle = new_bundle(tmp_path / "a.gait", reranker=False)
     before = (bundle.path / "manifest.json").read_bytes()
     monkeypatch.setattr(parity, "min_cosine", lambda a, b: 0.5)
     (result,) = export_bundle(bundle.path, ["torchscript"])
@@ -313,8 +301,8 @@ def test_a_failing_export_does_not_touch_the_bundle(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("few_cases")
-def test_export_replaces_a_damaged_artefact(tmp_path):
-    bundle = Bundle.create(tmp_path / "a.gait", backbone=tiny_model("gaitset"))
+def test_export_replaces_a_damaged_artefact(new_bundle, tmp_path):
+    bundle = new_bundle(tmp_path / "a.gait", reranker=False)
     (first,) = export_bundle(bundle.path, ["torchscript"])
     first.path.write_bytes(b"damaged")
     with pytest.raises(BundleError):
@@ -345,8 +333,8 @@ def test_the_table_fits_and_takes_any_path(width):
             assert text in shown
 
 
-def test_unverified_export_says_so(tmp_path):
-    bundle = Bundle.create(tmp_path / "a.gait", backbone=tiny_model("gaitset"))
+def test_unverified_export_says_so(new_bundle, tmp_path):
+    bundle = new_bundle(tmp_path / "a.gait", reranker=False)
     (result,) = export_bundle(bundle.path, ["torchscript"], verify=False)
     assert result.verdict is Verdict.SKIPPED
     assert result.max_abs is None

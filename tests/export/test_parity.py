@@ -8,6 +8,7 @@ import pytest
 from gaitsdk.errors import ExportError
 from gaitsdk_export.cases import embedder_cases, reranker_cases
 from gaitsdk_export.parity import (
+    TOLERANCES,
     Case,
     ParityError,
     Tolerance,
@@ -15,6 +16,7 @@ from gaitsdk_export.parity import (
     check,
     min_cosine,
     rank_agreement,
+    relative_error,
 )
 
 
@@ -207,3 +209,48 @@ def test_tolerance_is_respected_and_kept():
     document = report.to_dict()
     assert document["tolerance"] == {"max_abs": 1e-3, "cosine": 0.9}
     assert document["verdict"] == "OK"
+
+
+def test_relative_error_with_a_reference_of_zero():
+    """0/0 is no NaN that passes, and something instead of nothing is no small error."""
+    zero, something = np.zeros((2, 3), np.float32), np.full((2, 3), 1e-30, np.float32)
+    assert relative_error(zero, zero) == 0.0
+    assert relative_error(zero, something) == np.inf
+    assert np.isnan(relative_error(zero, zero * np.nan))
+    assert relative_error(something, 2 * something) == pytest.approx(1.0)
+    gates = Tolerance(max_abs=None, cosine=0.999, relative=0.02)
+    one = [Case("zero", (np.zeros((2, 1, 64, 64), np.uint8),))]
+    assert check(lambda x: [zero], lambda x: [zero], one, gates).verdict is Verdict.OK
+    report = check(lambda x: [zero], lambda x: [something], one, gates)
+    assert report.verdict is Verdict.FAIL and "relative error inf > 0.02" in report.reasons[0]
+    assert check(lambda x: [zero], lambda x: [zero * np.nan], one, gates).verdict is Verdict.FAIL
+
+
+def test_half_precision_is_judged_by_direction_and_by_scale():
+    half = TOLERANCES["fp16"]
+
+    def rounded(x):
+        return [features(x)[0].astype(np.float16).astype(np.float32)]
+
+    def doubled(x):
+        return [2 * features(x)[0]]
+
+    assert check(features, rounded, EMBED, half).verdict is Verdict.OK
+    report = check(features, doubled, EMBED, half)
+    assert report.cosine == pytest.approx(1.0)  # it does not see that
+    assert report.verdict is Verdict.FAIL and "relative error 1" in report.reasons[0]
+
+
+def test_half_precision_may_swap_what_nearly_ties_only():
+    def swapped(difference):
+        def network(p, c):
+            distances = np.tile(np.float32([1.0, 1.0 - difference, 5.0]), (len(p), 1))
+            return [distances, np.argsort(distances, axis=1, kind="stable")]
+
+        return network
+
+    case = [Case("three", (np.zeros((2, 4, 3), np.float32), np.zeros((2, 3, 4, 3), np.float32)))]
+    half = TOLERANCES["fp16"]
+    assert check(swapped(-0.01), swapped(0.01), case, half).verdict is Verdict.OK
+    report = check(swapped(-1.0), swapped(1.0), case, half)
+    assert report.rank_agreement < 1.0 and report.verdict is Verdict.FAIL

@@ -3,6 +3,7 @@
 torch        PyTorch, eager: any device that torch has; needs no artefact
 torchscript  the traced artefact (legacy, for those who serve it)
 onnx         ONNX Runtime: the default, needs no torch
+tensorrt     engines of TensorRT or TensorRT for RTX, on the GPU that they were built for; only when asked for by name
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def open_runtime(
 
     Args:
         bundle: from `Bundle.load`.
-        runtime: "onnx", "torchscript", "torch", or "auto": the first of these whose artefacts and package are there,
-            and that has a GPU where `device` asks for one. "auto" never skips an artefact that is there but damaged.
+        runtime: "tensorrt", or "onnx", "torchscript", "torch", or "auto": the first of these three whose artefacts and
+            package are there, and that has a GPU where `device` asks for one. "auto" never skips an artefact that is
+            there but damaged.
         device: "cpu", "cuda", "cuda:N", or "auto": the GPU where the chosen runtime has one, else the CPU.
             A GPU that is asked for by name is used or refused, never replaced by the CPU.
         threads: CPU threads of the backbone; default `min(4, cores)` (torch: torch's own setting).
@@ -70,6 +72,10 @@ def open_runtime(
         from gaitsdk.runtimes.torch_runtime import TorchRuntime
 
         return TorchRuntime(bundle, device, threads)
+    if chosen == "tensorrt":
+        from gaitsdk.runtimes.tensorrt_runtime import TensorRTRuntime
+
+        return TensorRTRuntime(bundle, device)
     raise _refusal(chosen)
 
 
@@ -103,13 +109,6 @@ def _installed(package: str) -> bool:
 
 
 def _refusal(name: str) -> UnknownRuntimeError | RuntimeUnavailableError:
-    if name == "tensorrt":
-        missing = "" if _installed("tensorrt") else "the tensorrt package is not installed, and "
-        return RuntimeUnavailableError(
-            f"{missing}this release of gaitsdk has no in-process TensorRT adapter",
-            where="runtime 'tensorrt'",
-            fix="runtime='onnx' (with onnxruntime-gpu on a GPU), or serve engines with Triton and Recognizer.connect()",
-        )
     if name == "triton":
         return RuntimeUnavailableError(
             "a Triton server is not a runtime of this process",

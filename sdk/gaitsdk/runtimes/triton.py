@@ -1,54 +1,46 @@
-"""The remote engine: the verbs of `gaitsdk.engine.Engine`, answered by a Triton server that `gaitsdk serve` runs.
+"""The remote engines: the verbs of `gaitsdk.engine.Engine`, answered by a Triton server that `gaitsdk serve` runs.
 
-Shapes: n probes, T frames, S pixels, s strips, d dimensions, K candidates re-ranked.
+`RemoteEngine` waits in the calling thread, `AsyncRemoteEngine` with `await`; what they say is in conversations.py.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gaitsdk import pipeline
-from gaitsdk.engine import Description
-from gaitsdk.errors import DeadlineExceededError, GaitError, OptionError, ServerError, ServerUnavailableError
+from gaitsdk.errors import DeadlineExceededError, GaitError, ServerUnavailableError
 from gaitsdk.pipeline import Answers, Features, Silhouettes
-from gaitsdk.runtimes.transport import CONNECT_TIMEOUT, Arrays, open_transport
-from gaitsdk.runtimes.wire import EMBED, GALLERY, IDENTIFY, MAX_MESSAGE_BYTES, RERANK, SHORTLIST, decode_error
+from gaitsdk.runtimes.addresses import Security
+from gaitsdk.runtimes.conversations import DESCRIBE, Conversations, Talk
+from gaitsdk.runtimes.retries import RETRIES, check_retries, check_seconds
+from gaitsdk.runtimes.transport import open_async_transport, open_transport, send, send_async
+from gaitsdk.runtimes.wire import CONNECT_TIMEOUT
 
 if TYPE_CHECKING:
-    from gaitsdk.runtimes.transport import Transport
+    import numpy as np
+    from numpy.typing import NDArray
 
-_IDENTIFY_OUTPUTS = (
-    "entry_id",
-    "identity",
-    "distance",
-    "shortlist_distance",
-    "shortlist_rank",
-    "decision",
-    "fingerprint",
-    "threshold",
-    "reranked",
-    "gallery_size",
-)
+    from gaitsdk.engine import Description
+    from gaitsdk.runtimes.transport import AsyncTransport
+
+T = TypeVar("T")
 
 
 class RemoteEngine:
     """A Triton server as an engine. May be used from several threads.
 
-    A request is never sent twice. When the server was away, the same engine works again once it is back.
+    Where the server was away, the same engine works again once it is back. A request is sent again after an error that
+    may pass (nobody there, a broken connection, a full queue), with pauses, inside its time. Enrolments and deletions
+    are not, unless they certainly did not reach the server.
 
     Args:
-        url: "grpc://host:port", "http://host:port", or "host:port" (gRPC).
-        token: sent with every request as `authorization: Bearer TOKEN`. Triton itself does not look at it: put a proxy
-            in front of the server that does, and let nobody reach the server around it.
-        timeout: seconds for one request.
-        connect_timeout: seconds for the first one, which finds out whether a gaitsdk server is there.
+        url: "grpc://host:port", "http://host:port", "grpcs://" and "https://" for TLS, or "host:port" (gRPC).
+        security: token, certificates.
+        timeout: seconds for one request with all of its attempts; the server gets what is left of them as the
+            request's deadline. A call that is split into n requests has n times as long.
+        retries: further attempts.
+        connect_timeout: seconds for the first request, which finds out whether a gaitsdk server is there.
 
     Raises:
         ServerUnavailableError: nobody answers there within two seconds.
@@ -56,180 +48,157 @@ class RemoteEngine:
     """
 
     def __init__(
-        self, url: str, token: str | None = None, timeout: float = 10.0, connect_timeout: float = CONNECT_TIMEOUT
+        self,
+        url: str,
+        security: Security | None = None,
+        *,
+        timeout: float = 10.0,
+        retries: int = RETRIES,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e6:
-            raise OptionError("not a usable time-out", where="timeout", got=repr(timeout), expected="seconds > 0")
-        self._transport: Transport = open_transport(url, token)
-        self._timeout = float(timeout)
+        self._timeout, self._retries = check_seconds(timeout), check_retries(retries)
+        self._transport = open_transport(url, security or Security())
         try:
-            about = self._describe(min(connect_timeout, self._timeout))
-            known = [each.name for each in fields(Description) if each.name in about]
-            self.description = Description(**{name: about[name] for name in known})
-            self._length_handling: str = about["length_handling"]
-            self._max_batch = min(pipeline.MAX_BATCH, int(about["max_batch"]))
-            #: A number, None, or the text of the error that asking for it raises.
-            self._verify_threshold: float | str | None = about["verify_threshold"]
-        except GaitError:
+            reply = send(self._transport, DESCRIBE, min(connect_timeout, self._timeout), self._retries)
+            self._talk = Conversations.read(self._transport.url, reply)
+        except GaitError as error:
             self.close()
-            raise
-        except (ValueError, LookupError, TypeError) as error:
-            self.close()
-            raise ServerError(
-                "the server's description cannot be read", where=self._transport.url, fix="update gaitsdk on both sides"
-            ) from error
+            raise _first_contact(error) from error.__cause__
+        self.description: Description = self._talk.description
 
     def embed(self, sequences: Sequence[Silhouettes]) -> Features:
-        rows: list[Features | None] = [None] * len(sequences)
-        for group, stacked in self._batches(sequences):
-            answer = self._infer(EMBED, {"silhouettes": stacked}, ("features",))
-            for i, row in zip(group, answer["features"], strict=True):
-                rows[i] = row
-        return np.stack([row for row in rows if row is not None])
+        return self._run(self._talk.embed(sequences))
 
     def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
-        parameters: dict[str, Any] = {"top_k": top_k}
-        if k:  # 0: the server re-ranks nothing
-            parameters["k"] = k
-        if threshold is not None:
-            parameters["threshold"] = repr(float(threshold))  # as a text: the server prints numbers with 16 digits only
-        started = time.perf_counter()
-        order: list[int] = []
-        parts: list[dict[str, NDArray[Any]]] = []
-        for group, stacked in self._batches(sequences):
-            parts.append(self._infer(IDENTIFY, {"silhouettes": stacked}, _IDENTIFY_OUTPUTS, parameters))
-            order.extend(group)
-        elapsed = (time.perf_counter() - started) * 1e3
-        answers = _answers(parts, order, elapsed)
-        if answers.fingerprint != self.description.fingerprint:
-            raise ServerError(
-                "the server serves another model than when this client connected",
-                where=self._transport.url,
-                got=answers.fingerprint,
-                expected=self.description.fingerprint,
-                fix="connect again",
-            )
-        return answers
+        return self._run(self._talk.identify(sequences, top_k, k, threshold))
 
     def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
-        outputs = ("candidate_ids", "shortlist_distance")
-        parts = [
-            self._infer(SHORTLIST, {"features": features[part]}, outputs, {"top_k": k})
-            for part in _parts(len(features), self._max_batch)
-        ]
-        listed = min(part["candidate_ids"].shape[1] for part in parts)
-        ids, distances = (np.concatenate([part[name][:, :listed] for part in parts]) for name in outputs)
-        return ids, distances
+        return self._run(self._talk.search(features, k))
 
     def rerank(self, probe: Features, candidates: Features) -> Features:
-        if self.description.reranker == "none":
-            return pipeline.strip_distances(probe, candidates)
-        probe, candidates = np.asarray(probe, np.float32), np.asarray(candidates, np.float32)
-        step = max(1, min(self._max_batch, MAX_MESSAGE_BYTES // max(1, 2 * candidates[:1].nbytes)))
-        parts = [
-            self._infer(RERANK, {"features": probe[part], "candidate_features": candidates[part]}, ("rerank_distance",))
-            for part in _parts(len(probe), step)
-        ]
-        return np.concatenate([part["rerank_distance"] for part in parts])
+        return self._run(self._talk.rerank(probe, candidates))
 
     def verify_threshold(self) -> float | None:
-        if isinstance(self._verify_threshold, str):
-            raise decode_error(self._verify_threshold) or ServerError(
-                "the server's threshold cannot be read", where=self._transport.url, got=self._verify_threshold
-            )
-        return self._verify_threshold
+        return self._talk.verify_threshold()
 
     def enroll(self, identity: str, sequences: Sequence[Silhouettes]) -> list[int]:
-        answer = self._gallery(
-            "enroll",
-            ("entry_id",),
-            identity=_text(identity),
-            silhouettes=np.concatenate(list(sequences)),
-            lengths=np.array([len(each) for each in sequences], np.int64),
-        )
-        return [int(entry) for entry in answer["entry_id"]]
+        return self._run(self._talk.enroll(identity, sequences))
 
     def delete(self, identity: str) -> int:
-        return int(self._gallery("delete", ("count",), identity=_text(identity))["count"][0])
+        return self._run(self._talk.delete(identity))
 
     def identities(self) -> list[str]:
-        return [name.decode() for name in self._gallery("identities", ("identity",))["identity"]]
+        return self._run(self._talk.identities())
 
     def thumbnails(self, entry_ids: list[int]) -> list[Silhouettes | None]:
-        if not entry_ids:
-            return []
-        answer = self._gallery("thumbnails", ("thumbnail",), entry_id=np.asarray(entry_ids, np.int64))
-        return [picture if picture.any() else None for picture in answer["thumbnail"]]
+        return self._run(self._talk.thumbnails(entry_ids))
 
     def count(self) -> int:
-        return int(self._gallery("count", ("count",))["count"][0])
+        return self._run(self._talk.count())
 
     def close(self) -> None:
         self._transport.close()
 
-    def _batches(self, sequences: Sequence[Silhouettes]) -> Iterator[tuple[list[int], Silhouettes]]:
-        """Positions and their sequences stacked: similar lengths together, no request above the message limit."""
-        padding = pipeline.PADDING_LIMIT if self._length_handling == "cyclic" else 1.0
-        for group in pipeline.batches([len(each) for each in sequences], self._max_batch, padding):
-            longest = max(len(sequences[i]) for i in group)
-            step = max(1, MAX_MESSAGE_BYTES // (longest * sequences[group[0]][0].nbytes))
-            for part in _parts(len(group), step):
-                chosen = [int(i) for i in group[part]]
-                yield chosen, np.stack([pipeline.pad_cyclic(sequences[i], longest) for i in chosen])
-
-    def _describe(self, timeout: float) -> dict[str, Any]:
+    def _run(self, talk: Talk[T]) -> T:
         try:
-            answer = self._infer(GALLERY, {"action": _text("describe")}, ("description",), timeout=timeout)
-        except DeadlineExceededError as error:
-            raise ServerUnavailableError(
-                "no Triton server answers",
-                where=self._transport.url,
-                fix="start one: gaitsdk serve, or check the address",
-            ) from error
-        return dict(json.loads(answer["description"].ravel()[0]))
-
-    def _gallery(self, action: str, outputs: tuple[str, ...], **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        return self._infer(GALLERY, {"action": _text(action), **inputs}, outputs)
-
-    def _infer(
-        self,
-        model: str,
-        inputs: Arrays,
-        outputs: Sequence[str],
-        parameters: dict[str, Any] | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        return self._transport.infer(model, inputs, outputs, parameters or {}, timeout or self._timeout)
+            request = next(talk)
+            while True:
+                request = talk.send(send(self._transport, request, self._timeout, self._retries))
+        except StopIteration as done:
+            answer: T = done.value
+            return answer
 
 
-def _answers(parts: list[dict[str, NDArray[Any]]], order: list[int], elapsed_ms: float) -> Answers:
-    """The answers of several requests as one, rows in the order of the sequences. Where somebody enrolled or deleted
-    between two requests, lists have the length of the shortest."""
-    listed = min(part["entry_id"].shape[1] for part in parts)
-    back = np.argsort(order)
-    rows = {name: np.concatenate([part[name][:, :listed] for part in parts])[back] for name in _IDENTIFY_OUTPUTS}
-    cut = float(rows["threshold"][0, 0])
-    identities = np.array([each.decode() for each in rows["identity"].ravel()], object)
-    return Answers(
-        entry_ids=rows["entry_id"],
-        identities=identities.reshape(rows["identity"].shape),
-        distances=rows["distance"],
-        shortlist_distances=rows["shortlist_distance"],
-        shortlist_ranks=rows["shortlist_rank"],
-        reranked=min(int(rows["reranked"].min()), listed),
-        decisions=[each.decode() for each in rows["decision"].ravel()],
-        threshold=None if np.isnan(cut) else cut,
-        fingerprint=rows["fingerprint"].ravel()[0].decode(),
-        gallery_size=int(rows["gallery_size"][0, 0]),
-        timings_ms={"round_trip": elapsed_ms},
-    )
+class AsyncRemoteEngine:
+    """The same with `await`, for the tasks of one event loop: any number at a time, over one connection where it is
+    gRPC. Cancelling a task cancels its request. Made by `open`."""
+
+    def __init__(
+        self, url: str, security: Security, transport: AsyncTransport, talk: Conversations, timeout: float, retries: int
+    ) -> None:
+        self._url, self._security, self._transport, self._talk = url, security, transport, talk
+        self._timeout, self._retries = timeout, retries
+        self.description: Description = talk.description
+        self._pictures: RemoteEngine | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        security: Security | None = None,
+        *,
+        timeout: float = 10.0,
+        retries: int = RETRIES,
+        connect_timeout: float = CONNECT_TIMEOUT,
+    ) -> AsyncRemoteEngine:
+        """Connects; arguments and errors as of `RemoteEngine`."""
+        security = security or Security()
+        timeout, retries = check_seconds(timeout), check_retries(retries)
+        transport = open_async_transport(url, security)
+        try:
+            reply = await send_async(transport, DESCRIBE, min(connect_timeout, timeout), retries)
+            talk = Conversations.read(transport.url, reply)
+        except GaitError as error:
+            await transport.close()
+            raise _first_contact(error) from error.__cause__
+        except BaseException:  # cancelled
+            await transport.close()
+            raise
+        return cls(url, security, transport, talk, timeout, retries)
+
+    async def embed(self, sequences: Sequence[Silhouettes]) -> Features:
+        return await self._run(self._talk.embed(sequences))
+
+    async def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
+        return await self._run(self._talk.identify(sequences, top_k, k, threshold))
+
+    async def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
+        return await self._run(self._talk.search(features, k))
+
+    async def rerank(self, probe: Features, candidates: Features) -> Features:
+        return await self._run(self._talk.rerank(probe, candidates))
+
+    def verify_threshold(self) -> float | None:
+        return self._talk.verify_threshold()
+
+    async def enroll(self, identity: str, sequences: Sequence[Silhouettes]) -> list[int]:
+        return await self._run(self._talk.enroll(identity, sequences))
+
+    async def delete(self, identity: str) -> int:
+        return await self._run(self._talk.delete(identity))
+
+    async def identities(self) -> list[str]:
+        return await self._run(self._talk.identities())
+
+    async def count(self) -> int:
+        return await self._run(self._talk.count())
+
+    def thumbnails(self, entry_ids: list[int]) -> list[Silhouettes | None]:
+        """Without `await`, because results ask for them when they draw themselves: over a connection of its own."""
+        with self._lock:
+            if self._pictures is None:
+                self._pictures = RemoteEngine(self._url, self._security, timeout=self._timeout, retries=self._retries)
+        return self._pictures.thumbnails(entry_ids)
+
+    async def close(self) -> None:
+        if self._pictures is not None:
+            self._pictures.close()
+        await self._transport.close()
+
+    async def _run(self, talk: Talk[T]) -> T:
+        try:
+            request = next(talk)
+            while True:
+                request = talk.send(await send_async(self._transport, request, self._timeout, self._retries))
+        except StopIteration as done:
+            answer: T = done.value
+            return answer
 
 
-def _parts(count: int, step: int) -> Iterator[slice]:
-    return (slice(start, start + step) for start in range(0, count, step))
-
-
-def _text(text: object) -> NDArray[np.object_]:
-    if not isinstance(text, str):
-        raise OptionError("not a text", where="identity", got=repr(text), expected="a string")
-    return np.array([text.encode(errors="surrogatepass")], object)
+def _first_contact(error: GaitError) -> GaitError:
+    """Whoever does not answer the first request is not there."""
+    if not isinstance(error, DeadlineExceededError):
+        return error
+    fix = "start one: gaitsdk serve, or check the address"
+    return ServerUnavailableError("no Triton server answers", where=error.where, got=error.got, fix=fix)

@@ -17,6 +17,8 @@ from gaitsdk.errors import CalibrationError, GaitError, GalleryError, InputError
 EMBED, SHORTLIST, RERANK, DECIDE, IDENTIFY, GALLERY = "embed", "shortlist", "rerank", "decide", "identify", "gallery"
 #: One request or response, in bytes: what Triton's HTTP front end takes by default (64 MiB) less room for the header.
 MAX_MESSAGE_BYTES = 60 * 2**20
+#: Seconds to find out whether anybody is there.
+CONNECT_TIMEOUT = 2.0
 
 #: Longest list that a server gives. (The re-ranked one, whose feature maps are fetched, is bound by `pipeline.MAX_K`.)
 MAX_TOP_K = 10_000

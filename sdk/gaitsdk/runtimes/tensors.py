@@ -1,0 +1,76 @@
+"""A request's arrays as Triton's tensors, and an answer's tensors as arrays; `tritonclient` knows the formats."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaitsdk.errors import MissingDependencyError, ServerError
+
+Arrays = Mapping[str, NDArray[Any]]
+Reply = dict[str, NDArray[Any]]
+
+_TYPES = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float32": "FP32", "float64": "FP64", "object": "BYTES"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One inference.
+
+    Attributes:
+        model: its name in the repository.
+        inputs: arrays by name.
+        outputs: names of the tensors wanted.
+        parameters: of the request.
+        repeatable: whether carrying it out twice does no harm.
+    """
+
+    model: str
+    inputs: Arrays
+    outputs: Sequence[str]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    repeatable: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(int(array.nbytes) for array in self.inputs.values())
+
+
+def import_client(name: str) -> Any:
+    """A module of tritonclient; MissingDependencyError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            "talking to a Triton server needs tritonclient", got=str(error), fix="pip install 'gaitsdk[client]'"
+        ) from error
+
+
+def call_arguments(client: Any, request: Request, timeout: float) -> dict[str, Any]:
+    """What gRPC's and HTTP's `infer` take alike. The time-out in it is for the server's queues."""
+    inputs = []
+    for name, array in request.inputs.items():
+        tensor = client.InferInput(name, list(array.shape), _TYPES[array.dtype.name])
+        tensor.set_data_from_numpy(np.ascontiguousarray(array))
+        inputs.append(tensor)
+    return {
+        "inputs": inputs,
+        "outputs": [client.InferRequestedOutput(name) for name in request.outputs],
+        "timeout": max(1, int(timeout * 1e6)),
+        "parameters": dict(request.parameters) or None,
+    }
+
+
+def reply(answer: Any, names: Sequence[str]) -> Reply:
+    """The named outputs; ServerError where one is missing."""
+    arrays = {name: answer.as_numpy(name) for name in names}
+    missing = [name for name, array in arrays.items() if array is None]
+    if missing:
+        raise ServerError("the server's answer lacks outputs", got=f"no {', '.join(missing)}")
+    return arrays
