@@ -1,6 +1,6 @@
 """Open set with the shipped bundle: thresholds set on some synthetic walkers, what they do to others.
 
-    python benchmarks/open_set.py --work FOLDER [--people 360]
+    python benchmarks/open_set.py [--work FOLDER] [--people 360]
 
 Two crowds whom nobody trained on: one walk in three views may be enrolled, two others ask. Thresholds for FPIR 1 % are
 set on the first crowd, for galleries of 50, 100 and 200, and measured on the second; the report of the two stages
@@ -114,7 +114,7 @@ def show_stages(report: TwoStageReport) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="keeps walkers and features")
+    parser.add_argument("--work", type=Path, default=Path("runs/open-set"), help="keeps walkers and features")
     parser.add_argument("--people", type=int, default=360, help="of each crowd")
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -208,9 +208,4 @@ def _add(source: Source, job: Job, made: Made, entry: dict[str, Any]) -> Path:
     bundle, name = source.bundle, f"{source.network}{ARTEFACT_SUFFIX[job.kind]}"
     copy = made.path.with_name(f"copy-{made.path.name}")
     shutil.copyfile(made.path, copy)
-    path = bundle.add_artefact(source.network, job.kind, copy, entry)
-    again = path.with_name(f"{name}.reproduce.sh")
-    again.write_text(script(entry, name), encoding="utf-8")
-    again.chmod(0o755)
-    bundle._replace_manifest(listed={f"artefacts/{again.name}"})
-    return path
+    return bundle.add_artefact(source.network, job.kind, copy, entry, script(entry, name))

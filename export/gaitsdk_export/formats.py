@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gaitsdk.bundle import ARTEFACT_SUFFIX
+from gaitsdk.bundle import PRECISIONS, kind_of
 from gaitsdk.errors import OptionError
-from gaitsdk.runtimes.tensorrt_runtime import ENGINE_FORMATS, PRECISIONS, kind_of
+from gaitsdk.runtimes.tensorrt_runtime import ENGINE_FORMATS
 
 if TYPE_CHECKING:
     from gaitsdk_export.wrappers import ExportWrapper
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 FORMATS = ("onnx", "torchscript", *ENGINE_FORMATS)
 #: What `export_bundle` makes where nobody says what: runs everywhere.
 DEFAULT_FORMATS = ("onnx", "torchscript")
-
-for _precision in PRECISIONS[1:]:
-    ARTEFACT_SUFFIX.setdefault(kind_of("onnx", _precision), f".{_precision}.onnx")
 
 
 @dataclass(frozen=True)

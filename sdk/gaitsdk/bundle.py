@@ -36,7 +36,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 Network = Literal["backbone", "reranker"]
-ARTEFACT_SUFFIX = {"onnx": ".onnx", "torchscript": ".torchscript"}
+PRECISIONS = ("fp32", "fp16", "bf16")
+_FORMAT_SUFFIX = {"onnx": ".onnx", "torchscript": ".torchscript", "tensorrt": ".plan", "tensorrt-rtx": ".rtx.plan"}
+
+
+def kind_of(format: str, precision: str) -> str:
+    """An artefact's name in a bundle: "onnx", "onnx-fp16", "tensorrt-rtx-bf16" ..."""
+    return format if precision == "fp32" else f"{format}-{precision}"
+
+
+#: What the file of each kind of artefact ends in.
+ARTEFACT_SUFFIX = {
+    kind_of(format, precision): suffix if precision == "fp32" else f".{precision}{suffix}"
+    for format, suffix in _FORMAT_SUFFIX.items()
+    for precision in PRECISIONS
+}
 
 
 class Bundle:
@@ -127,12 +141,15 @@ class Bundle:
         return cls.load(target)
 
     def artefact(self, network: Network, kind: str) -> Path | None:
-        """The compiled network ("onnx" or "torchscript"), or None where the bundle has none."""
+        """The compiled network of a kind ("onnx", "onnx-fp16": see `kind_of`), or None where the bundle has none."""
         name = f"artefacts/{network}{ARTEFACT_SUFFIX[kind]}"
         return self.path / name if name in self.manifest.files else None
 
-    def add_artefact(self, network: Network, kind: str, source: Path, record: Mapping[str, Any]) -> Path:
-        """Moves a compiled network and its export record into the bundle and lists both in the manifest."""
+    def add_artefact(
+        self, network: Network, kind: str, source: Path, record: Mapping[str, Any], script: str | None = None
+    ) -> Path:
+        """Moves a compiled network into the bundle, with its export record and the script that makes it again, and
+        lists all in the manifest."""
         folder = self.path / "artefacts"
         folder.mkdir(exist_ok=True)
         name = f"{network}{ARTEFACT_SUFFIX[kind]}"
@@ -140,6 +157,11 @@ class Bundle:
         os.replace(source, folder / name)
         (folder / f"{name}.export.json").write_text(json.dumps(dict(record), indent=1, sort_keys=True) + "\n")
         listed = {f"artefacts/{each}" for each in (name, f"{name}.export.json")}
+        if script is not None:
+            again = folder / f"{name}.reproduce.sh"
+            again.write_text(script, encoding="utf-8")
+            again.chmod(0o755)
+            listed.add(f"artefacts/{again.name}")
         return self._replace_manifest(listed=listed) / "artefacts" / name
 
     def annotate(

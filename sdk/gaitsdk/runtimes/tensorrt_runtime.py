@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gaitsdk.bundle import ARTEFACT_SUFFIX
+from gaitsdk.bundle import PRECISIONS, kind_of
 from gaitsdk.errors import BundleError, MissingDependencyError, RuntimeUnavailableError
 from gaitsdk.runtimes.protocol import (
     Features,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle, Network
 
 ENGINE_FORMATS = ("tensorrt", "tensorrt-rtx")
-PRECISIONS = ("fp32", "fp16", "bf16")
 #: Modules to try, and the pip line. The wheels of TensorRT for RTX without the front package hold the bindings alone.
 _MODULES = {
     "tensorrt": (("tensorrt",), "pip install tensorrt"),
@@ -38,17 +37,6 @@ _MODULES = {
         "pip install --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
     ),
 }
-
-
-def kind_of(format: str, precision: str) -> str:
-    """An artefact's name in a bundle: "onnx", "onnx-fp16", "tensorrt-rtx-bf16" ..."""
-    return format if precision == "fp32" else f"{format}-{precision}"
-
-
-for _format, _suffix in zip(ENGINE_FORMATS, (".plan", ".rtx.plan"), strict=True):
-    for _precision in PRECISIONS:
-        _name = _suffix if _precision == "fp32" else f".{_precision}{_suffix}"
-        ARTEFACT_SUFFIX.setdefault(kind_of(_format, _precision), _name)
 
 
 def import_tensorrt(format: str) -> Any:
