@@ -27,6 +27,8 @@ from gaitsdk.errors import OptionError, TrainingError
 from gaitsdk_training.scalars import Scalars
 
 _PREFIX = "checkpoint-"
+#: Fields that a message about another run names.
+_SHOWN = 6
 #: What a folder is called, behind a dot, from the moment a newer one takes its place until that has happened.
 _ASIDE = ".old"
 
@@ -72,7 +74,7 @@ class Run:
                 "the folder holds a run already", where=str(self.path), fix="resume it, or choose another folder"
             )
         if found is not None and resume and self.newest() is not None:
-            self._compare({**(added or {}), **found}, plain)
+            self._compare(found, plain, added or {})
 
     def begin(self, tensorboard: bool = False) -> None:
         """Makes the folder, writes the configuration and drops log lines of steps after the newest checkpoint, which
@@ -238,16 +240,32 @@ class Run:
             raise TrainingError("the run's config cannot be read", where=str(path), got=str(error)) from error
         return document if isinstance(document, dict) else {}
 
-    def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    def _compare(self, recorded: dict[str, Any], wanted: dict[str, Any], added: Mapping[str, Any]) -> None:
+        found = _with_defaults(recorded, added)
         keys = (set(found) | set(wanted)) - set(self._flexible)
-        if changed := sorted(key for key in keys if found.get(key) != wanted.get(key)):
-            raise OptionError(
-                "the folder holds another run",
-                where=str(self.path),
-                got=", ".join(f"{key}={wanted.get(key)!r}" for key in changed),
-                expected=", ".join(f"{key}={found.get(key)!r}" for key in changed),
-                fix="choose another folder, or resume with the same configuration",
+        if not (changed := sorted(key for key in keys if found.get(key) != wanted.get(key))):
+            return
+        if ("p" in recorded) != ("p" in wanted):  # all fields differ: naming them would hide what is wrong
+            kinds = ("the settings of a re-ranker", "the settings of a backbone")
+            got, expected = kinds["p" in wanted], kinds["p" in recorded]
+        else:
+            more = f", ... ({len(changed)} fields in all)" if len(changed) > _SHOWN else ""
+            got, expected = (
+                ", ".join(f"{key}={values.get(key)!r}" for key in changed[:_SHOWN]) + more for values in (wanted, found)
             )
+        raise OptionError(
+            "the folder holds another run", where=str(self.path), got=got, expected=expected,
+            fix="choose another folder, or resume with the same configuration",
+        )  # fmt: skip
+
+
+def _with_defaults(recorded: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded settings, and of those that are younger than the run what they meant; in objects inside, too."""
+    found = {**added, **recorded}
+    for key, value in added.items():
+        if isinstance(value, dict) and value and isinstance(found[key], dict):
+            found[key] = _with_defaults(found[key], value)
+    return found
 
 
 def _damaged(checkpoint: Path, error: Exception) -> TrainingError:
@@ -257,7 +275,8 @@ def _damaged(checkpoint: Path, error: Exception) -> TrainingError:
 
 
 def check_folder(path: Path) -> None:
-    """Refuses with OptionError what can never be the folder of a run: a file, or something below a file."""
+    """Refuses with OptionError what cannot be the folder of a run: a file, or something below a file or below a folder
+    that may not be written to."""
     for each in (path, *path.parents):
         if each.exists():
             if not each.is_dir():
@@ -266,6 +285,10 @@ def check_folder(path: Path) -> None:
                     where=str(each),
                     expected="a folder for the run, which may not exist yet",
                     fix="choose another folder with --out",
+                )
+            if not os.access(each, os.W_OK | os.X_OK):
+                raise OptionError(
+                    "this folder may not be written to", where=str(each), fix="choose another folder with --out"
                 )
             return
 
