@@ -2,7 +2,7 @@
 
 E = F + t O W_o: with t = 0 the shortlist's order stays, with t = 1 it is the trained network. A network that was
 trained on few people follows them too far, and a share orders the lists of strangers better than the whole
-(docs/design.md has figures). The share goes into W_o: the network stays as the paper prints it, and as fast.
+(`docs/results.md` has figures). The share goes into W_o: the network stays as the paper prints it, and as fast.
 """
 
 from __future__ import annotations

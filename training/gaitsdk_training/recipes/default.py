@@ -6,8 +6,7 @@ Four sets of identities, none of whom is in another: for the backbone, for CarGa
 nothing here reads; benchmarks/shipped_bundle.py does). CarGait learns on identities that the backbone never saw,
 because their lists are as hard as those of strangers: on the backbone's own training identities hardly anything is
 left to re-rank. Its training sequences enter twice, as they are and augmented: trained on clean walkers alone, it
-learned what only clean walkers have, and made real walks worse (docs/design.md). Of what it learned, the share is used
-that orders the validation lists best.
+learned what only clean walkers have, and made real walks worse (docs/design.md).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +27,11 @@ from torch import Tensor
 from gaitsdk import synthetic
 from gaitsdk.bundle import Bundle
 from gaitsdk.models import GaitModel
-from gaitsdk.models.cargait import CarGait
 from gaitsdk_training.backbone import BackboneTraining, train_backbone
 from gaitsdk_training.data import Augmentation, SequenceDataset, augment, from_synthetic
 from gaitsdk_training.features import embed_dataset
-from gaitsdk_training.list_validation import ListValidation
 from gaitsdk_training.lists import ListSet
 from gaitsdk_training.reranker import RerankerTraining, train_reranker
-from gaitsdk_training.shrinkage import shrunk
 
 BACKBONE_IDENTITIES = range(1, 501)
 RERANKER_IDENTITIES = range(1001, 1201)
@@ -187,11 +183,6 @@ def _reranker(backbone: GaitModel, work: Path, workers: int) -> tuple[Any, dict[
             work / "reranker",
             progress=lambda share, report: advance(share, f"loss {report['loss']:.3f}"),
         )
-    validation = ListValidation(
-        lists["validation"], beta=RERANKER_TRAINING.beta, k=RERANKER_TRAINING.k,
-        limit=RERANKER_TRAINING.validation_lists, seed=RERANKER_TRAINING.seed, device=torch.device("cpu"),
-    )  # fmt: skip
-    chosen = shrunk(cast(CarGait, result.model), validation)
     notes = {
         "identities": _span(RERANKER_IDENTITIES),
         "validation_identities": _span(VALIDATION_IDENTITIES),
@@ -199,11 +190,9 @@ def _reranker(backbone: GaitModel, work: Path, workers: int) -> tuple[Any, dict[
         "augmentation": {**asdict(RERANKER_AUGMENTATION), "binary": BINARY},
         "best_step": result.step,
         "validation_rank1_initial": round(result.initial_rank1, 2),
-        "validation_rank1": round(chosen.rank1[chosen.share], 2),
-        "attention_share": chosen.share,
-        "validation_rank1_by_share": {str(share): round(rank1, 2) for share, rank1 in chosen.rank1.items()},
+        "validation_rank1": round(result.rank1, 2),
     }
-    return chosen.model, notes
+    return result.model, notes
 
 
 class _Roughen:
