@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 console = Console()
 Bundle = Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipped one by default.")]
 Gallery = Annotated[str | None, typer.Option(help="The gallery's file, or :memory:; the user's own by default.")]
-Runtime = Annotated[str, typer.Option(help="auto, onnx, torch or torchscript.")]
+Runtime = Annotated[str, typer.Option(help="auto, onnx, torch, torchscript or tensorrt.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 Reranker = Annotated[str, typer.Option(help=f"{', '.join(RERANKERS)}.")]
 Server = Annotated[

@@ -33,7 +33,7 @@ from gaitsdk.checks import (
     refuse_noise,
     refuse_unusable,
 )
-from gaitsdk.errors import SilhouetteShapeError, SilhouetteValueError
+from gaitsdk.errors import SilhouetteError, SilhouetteShapeError, SilhouetteValueError
 from gaitsdk.frames import Frames, RawFrame, holds_maps, open_frames, open_path
 from gaitsdk.maps import folder_of_maps, open_maps, read_maps, skeleton_input, stack_maps
 from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL, FrameQuality, QualityReport
@@ -147,9 +147,18 @@ def prepare(
     Args:
         channels: C of the model.
 
-    Other arguments, returns and raises: see `normalise`.
+    Other arguments, returns and raises: see `normalise`. Where the source is a file or folder, errors name it.
     """
     check_options(size, min_frames, max_frames)
+    try:
+        return _prepare(sequence, size, channels, min_frames, max_frames)
+    except SilhouetteError as error:
+        if isinstance(sequence, (str, os.PathLike)) and os.fspath(sequence) not in str(error):
+            error.amend(where=f"{os.fspath(sequence)}: {error.where}" if error.where else os.fspath(sequence))
+        raise
+
+
+def _prepare(sequence: Any, size: int, channels: int, min_frames: int, max_frames: int) -> Normalised:
     if channels > 1:
         folder = folder_of_maps(sequence) if channels == 3 else None
         if folder is not None:

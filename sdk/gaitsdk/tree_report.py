@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +114,11 @@ def identify_tree(
     listed = max(top_k, recognizer.description.k, k or 0)
     for start in _track(range(0, len(mated), BATCH), "identifying", progress):
         usable = list(_usable(mated[start : start + BATCH], recognizer.description, skipped))
-        results = recognizer.identify_many([silhouettes for _, silhouettes in usable], listed, k=k) if usable else []
-        for (ref, _), result in zip(usable, results, strict=True):
+        walks = [silhouettes for _, silhouettes in usable]
+        # Who is right is counted, not who is known: what the bundle is calibrated for plays no part.
+        results = recognizer.identify_many(walks, listed, k=k, threshold=0.0) if usable else []
+        for (ref, _), found in zip(usable, results, strict=True):
+            result = replace(found, decision="uncalibrated", threshold=None)
             tally = tallies[ref.type.split("-")[0]]
             tally.probes += 1
             tally.before += result.initial.identity == ref.identity

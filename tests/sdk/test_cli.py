@@ -5,15 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from typer.core import TyperGroup
 
 from gaitsdk import Recognizer, cli, synthetic
+from gaitsdk.bundle import Bundle
+from gaitsdk.manifest import Calibration
+from gaitsdk.rerankers import RERANKERS
 
 
 class Outcome:
@@ -72,6 +79,15 @@ def test_identify_a_tree(run: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     assert json.loads(spaced.out)["enrolled"] == 12
     one = run("identify", "--root", "tree", "--views", "090", "--save", "tree.png", "--bundle", tiny_bundle, "--json")
     assert json.loads(one.out)["enrolled"] == 3 and (tmp_path / "tree.png").stat().st_size > 1000
+
+
+def test_a_tree_is_counted_whatever_the_bundle_is_calibrated_for(run: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "copy.gait")
+    one = Calibration(task="identify", reranker="lbr", k=10, gallery_size=5, threshold=1.0, fpir=0.5, people=6)
+    Bundle.load(copy).add_calibrations([one])
+    synthetic.write_casiab(tmp_path / "tree", [1, 2], types=("nm-01", "nm-05"), views=("090",), frames=10)
+    done = run("identify", "--root", "tree", "--bundle", copy, "--reranker", "gcr", "--json")
+    assert done.code == 0 and json.loads(done.out)["conditions"]["nm"]["probes"] == 2, done.err
 
 
 @pytest.mark.parametrize(
@@ -153,20 +169,8 @@ def test_bad_usage_is_2_and_failure_is_1(
 
 def test_every_verb_explains_itself(run: Any) -> None:
     shown = run("--help")
-    verbs = (
-        "demo",
-        "train",
-        "evaluate",
-        "import-opengait",
-        "export",
-        "serve",
-        "deploy",
-        "enroll",
-        "identify",
-        "verify",
-        "doctor",
-    )
-    for verb in (*verbs, "import-opengait"):
+    core = "demo train evaluate import-opengait export serve deploy enroll identify verify doctor".split()
+    for verb in sorted({*core, *(each.name for each in entry_points(group="gaitsdk.commands"))}):
         assert verb in shown.out
         assert run(verb, "--help").code == 0
 
@@ -176,6 +180,26 @@ def test_doctor(run: Any) -> None:
     assert done.code == 0, done.err
     findings = json.loads(done.out)
     assert findings["runtime onnx"].startswith("yes, on cpu")
+
+
+def test_every_option_says_what_it_means() -> None:
+    """Also the verbs that join: no option without a text, and the re-rankers' names are all in it."""
+    command = typer.main.get_command(cli.build())
+    assert isinstance(command, TyperGroup)
+    for name, verb in command.commands.items():
+        for part in verb.commands.values() if isinstance(verb, TyperGroup) else (verb,):
+            assert part.help, name
+            for option in part.params:
+                text = getattr(option, "help", None)
+                assert text or option.name == "help", (name, part.name, option.name)
+                if option.name == "reranker" and name != "import-opengait":  # there it is a file
+                    assert all(each in str(text) for each in RERANKERS), (name, text)
+
+
+def test_a_message_names_the_file(run: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "nan.npy", np.full((12, 64, 64), np.nan, np.float32))
+    done = run("identify", "nan.npy", "--bundle", tiny_bundle)
+    assert done.code == 1 and "nan.npy: frame 0: NaN or infinite values" in done.err, done.err
 
 
 def test_defaults_are_the_librarys() -> None:

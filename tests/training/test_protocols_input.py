@@ -105,6 +105,7 @@ def test_bad_submissions() -> None:
         ({"types": np.where(types == "03", "02", types)}, "no probes"),
         ({"labels": np.char.add("id", labels)}, "numbers as identities; got 'id00000'"),
         ({"types": np.where((types == "01") & (labels > "00010"), "00", types)}, "too small .* 11 entries"),
+        ({}, "two probes have the same video id, .* got '000'"),
     ):
         names = {"labels": labels, "types": types, "views": views, **change}
         request = Request.check(features, *names.values(), None, 1, None, "euclidean")

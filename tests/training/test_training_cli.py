@@ -28,7 +28,9 @@ from gaitsdk_training.backbone import BackboneTraining
 from gaitsdk_training.configuration import read_config
 from gaitsdk_training.data import Augmentation, from_tree
 from gaitsdk_training.evaluation import evaluate
+from gaitsdk_training.evaluation.tree import evaluate_tree
 from gaitsdk_training.features import embed_dataset
+from gaitsdk_training.lists import build_lists
 from gaitsdk_training.reranker import RerankerTraining
 
 TINY = {"channels": [8, 8, 16, 16], "strides": [1, 2, 1, 1], "stem_stride": 2, "dims": 16, "strips": 4}
@@ -216,6 +218,12 @@ def test_options_left_out_are_the_librarys_defaults() -> None:
     library = inspect.signature(evaluate).parameters
     verb_defaults = inspect.signature(cli.evaluate).parameters
     assert verb_defaults["protocol"].default == library["protocol"].default
+    of_trees = inspect.signature(evaluate_tree).parameters
+    for name in ("protocol", "partition", "dataset", "reranker", "scope", "k", "runtime", "device", "two_stage"):
+        assert verb_defaults[name].default == of_trees[name].default, name
+    of_reranker, of_lists = (inspect.signature(each).parameters for each in (cli.train_reranker, build_lists))
+    for name in ("v", "scope"):
+        assert of_reranker[name].default == of_lists[name].default, name
     assert np.isclose(RerankerTraining().k, library["k"].default)
 
 
@@ -229,6 +237,7 @@ def test_options_left_out_are_the_librarys_defaults() -> None:
         (["--validation", "0"], "--validation"),
         (["--validation", "nan"], "--validation"),
         (["--minutes", "-1"], "max_minutes"),
+        (["--seed", "-1"], "seed: must not be negative"),
     ],
 )
 @pytest.mark.parametrize("verb", ["backbone", "reranker"])
@@ -246,6 +255,40 @@ def test_train_refuses_bad_options(
     assert call("train", verb, "--data", tree, "--out", tmp_path / "run", *base, *options) == 2
     error = capfd.readouterr().err
     assert message in error and "Traceback" not in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--v", "1"], "v of at least 2"),
+        (["--scope", "nearest"], "unknown scope"),
+        (["--set", "heads=3"], "the heads do not divide the width; got width=256, heads=3"),
+        (["--set", "k=0"], "RerankerTraining.k: must be at least 1"),
+    ],
+)
+def test_impossible_rerankers_are_refused_before_the_data_are_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    named = ["--data", tmp_path / "nowhere", "--bundle", tmp_path / "none.gait", "--out", tmp_path / "run"]
+    assert call("train", "reranker", *named, "--device", "cpu", *options) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.startswith("error: ") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("below", [(), ("run",)])
+def test_a_run_does_not_write_into_the_data(
+    tree: Path, capfd: pytest.CaptureFixture[str], below: tuple[str, ...]
+) -> None:
+    before = sorted(tree.iterdir())
+    assert call("train", "backbone", "--data", tree, "--out", tree.joinpath(*below), "--device", "cpu") == 2
+    assert "the run's folder lies in the data" in capfd.readouterr().err and sorted(tree.iterdir()) == before
+
+
+def test_another_kind_of_run_is_named_as_such(chain: Path, tree: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base = ["train", "reranker", "--data", tree, "--bundle", chain / "one" / "model.gait", "--validation", "0.3"]
+    assert call(*base, "--out", chain / "one", "--device", "cpu", "--set", "identities=2") == 2
+    error = " ".join(capfd.readouterr().err.split())
+    assert "the folder holds another run; got the settings of a re-ranker; expected the settings of a backbone" in error
 
 
 @pytest.mark.parametrize("below", [(), ("run",)])
@@ -295,8 +338,8 @@ def test_ctrl_c_before_training_says_so(
 
 
 def test_short_runs_are_told_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._report({"bundle": "[/x].gait"}, 0.052, False)
-    assert capsys.readouterr().out == "bundle: [/x].gait\ntime: 3.1 s\n"
+    cli._report({"bundle": "[/x].gait", "validation_rank1": [57.49999999999999, 60.0]}, 0.052, False)
+    assert capsys.readouterr().out == "bundle: [/x].gait\nvalidation rank1: 57.5 -> 60\ntime: 3.1 s\n"
     cli._report({}, 12.34, False)
     assert capsys.readouterr().out == "time: 12.3 min\n"
     cli._report({}, 0.0012, True)

@@ -102,6 +102,9 @@ class BackboneTraining:
         for name in ("p", "k", "frames", "steps", "validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise OptionError("must be at least 1", where=f"BackboneTraining.{name}", got=getattr(self, name))
+        for name in ("seed", "workers", "weight_decay", "warmup"):
+            if not getattr(self, name) >= 0:
+                raise OptionError("must not be negative", where=f"BackboneTraining.{name}", got=getattr(self, name))
         for name in ("lr", "max_minutes", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:

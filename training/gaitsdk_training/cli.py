@@ -106,7 +106,7 @@ def train_backbone(
     values = read_values(config, recipe=_recipe(recipe, "backbone"), settings=settings or (), **named, workers=workers)
     values = _with_architecture(values, base)
     chosen = make_config(backbone.BackboneTraining, values, str(config or recipe or "options"))
-    _check_before_reading(out, validation, chosen)
+    _check_before_reading(data, out, validation, chosen)
     reads = model_class(chosen.model)
     frame = int(reads.Options.parse(chosen.model, chosen.options).size[0]), reads.input_channels
     if dry_run:
@@ -127,7 +127,8 @@ def train_backbone(
         "identities": len(training.classes),
         "sequences": len(training),
         "skipped": len(everybody.report.skipped) if everybody.report else 0,
-        "steps": result.step,
+        "steps": result.steps,
+        "best_step": result.step,
         "validation_rank1": result.rank1,
     }
     if base is not None:
@@ -176,6 +177,7 @@ def train_reranker(
     from gaitsdk_training import reranker
     from gaitsdk_training.configuration import read_config
     from gaitsdk_training.features import cached_features
+    from gaitsdk_training.lists import check_lists
     from gaitsdk_training.processes import is_first, process_device
 
     named = {"steps": steps, "max_minutes": minutes, "lr": lr, "seed": seed, "device": device}
@@ -183,7 +185,8 @@ def train_reranker(
     chosen = read_config(
         reranker.RerankerTraining, config, recipe=_recipe(recipe, "reranker"), settings=settings or (), **named
     )
-    _check_before_reading(out, validation, chosen)
+    _check_before_reading(data, out, validation, chosen)
+    check_lists(scope, v)
     base = Bundle.load(bundle)
     frame = base.size, base.manifest.input.channels
     if dry_run:
@@ -217,7 +220,8 @@ def train_reranker(
         return
     notes = {
         "method": chosen.method,
-        "steps": result.step,
+        "steps": result.steps,
+        "best_step": result.step,
         "lists": len(sets[0].lists),
         "validation_loss": [result.initial_loss, result.loss],
         "validation_rank1": [result.initial_rank1, result.rank1],
@@ -323,7 +327,13 @@ def _report(values: dict[str, Any], minutes: float, as_json: bool) -> None:
     console = Console()
     time = f"{60 * minutes:.1f} s" if minutes < 2 else f"{minutes:.1f} min"
     for name, value in {**values, "time": time}.items():
-        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False, markup=False)
+        # A list is what there was before and what there is now.
+        shown = [f"{each:.6g}" if isinstance(each, float) else str(each) for each in _listed(value)]
+        console.print(f"{name.replace('_', ' ')}: {' -> '.join(shown)}", highlight=False, markup=False)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @contextmanager
@@ -340,7 +350,9 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(130) from stopped
 
 
-def _check_before_reading(out: Path, validation: float, config: BackboneTraining | RerankerTraining) -> None:
+def _check_before_reading(
+    data: Path, out: Path, validation: float, config: BackboneTraining | RerankerTraining
+) -> None:
     """Refuses what can be told without the data, which may take minutes to read."""
     from gaitsdk_training.checkpoints import check_folder
     from gaitsdk_training.data import check_share
@@ -350,6 +362,12 @@ def _check_before_reading(out: Path, validation: float, config: BackboneTraining
 
     check_share(validation, "--validation")
     check_folder(out)
+    if data.is_dir() and data.resolve() in (out.resolve(), *out.resolve().parents):
+        # What a run writes would be read as people of that tree by the next one.
+        raise OptionError(
+            "the run's folder lies in the data", where=str(out), expected=f"a folder outside {data}",
+            fix="choose another folder with --out",
+        )  # fmt: skip
     check_precision(config.precision, process_device(config.device))
     if config.tensorboard:
         check_tensorboard()

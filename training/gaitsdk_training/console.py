@@ -20,10 +20,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 @contextmanager
 def bars(quiet: bool) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Gives `bar(name)`, which gives `update(done, total)`."""
-    with Progress(console=Console(stderr=True), disable=quiet) as progress:
+    progress = Progress(console=Console(stderr=True), disable=quiet)
 
-        def bar(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
+    def bar(name: str) -> Callable[[int, int], None]:
+        progress.start()  # not before: a verb that is refused at once would leave an empty line
+        task = progress.add_task(name, total=None)
+        return lambda done, total: progress.update(task, completed=done, total=total)
 
+    try:
         yield bar
+    finally:
+        if progress.tasks:
+            progress.stop()

@@ -49,7 +49,7 @@ def evaluate(
         typer.Option(help="Folder that keeps the features, which are computed once; in the user's cache by default."),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the features on disk.")] = True,
-    runtime: Annotated[str, typer.Option(help="auto, onnx, torch or torchscript.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, onnx, torch, torchscript or tensorrt.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:

@@ -97,6 +97,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{report['sequences']} sequences of {report['identities']} identities ({report['split']})",
         "; ".join(parts),
+        *(["one identity only: whoever is asked for is found, the figures say nothing"] * (report["identities"] == 1)),
         f"{report['runtime']} on {report['device']}, {report['precision']}; {report['metric']} distance; "
         f"re-ranker {_reranker(report)}; model {report['fingerprint'][:12]}",
     ]

@@ -11,6 +11,7 @@ a power cut the rows that it counts are there, and the rest is written again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -205,5 +206,7 @@ class FeatureFile:
             "the features cannot be written",
             where=str(self.path),
             got=error.strerror or str(error),
-            fix="free some space (what is written stays), or choose another folder",
+            fix="free some space (what is written stays), or choose another folder"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "choose another folder, one that may be written to",
         )

@@ -100,7 +100,7 @@ def build_lists(
         OptionError: an unknown scope or an impossible number. InputError: sizes do not fit.
         TrainingError: no probe has both a positive and a negative.
     """
-    _check(scope, v, galleries_per_probe)
+    check_lists(scope, v, galleries_per_probe)
     maps = np.asarray(features, np.float32)
     columns = [np.asarray(each) for each in (labels, types, views)]
     if any(each.shape != maps.shape[:1] for each in columns):
@@ -130,7 +130,8 @@ def build_lists(
     return _join(found, asked)
 
 
-def _check(scope: str, v: int, galleries: int) -> None:
+def check_lists(scope: str, v: int, galleries: int = 1) -> None:
+    """Refuses with OptionError what `build_lists` cannot do, whatever the data."""
     if scope not in SCOPES:
         raise OptionError("unknown scope", where="scope", got=repr(scope), expected=" or ".join(SCOPES))
     if v < 2 or galleries < 1:
@@ -138,7 +139,7 @@ def _check(scope: str, v: int, galleries: int) -> None:
             "impossible lists",
             where="build_lists",
             got=f"v={v}, galleries_per_probe={galleries}",
-            expected="v >= 2, >= 1",
+            expected="v of at least 2 (a positive and a negative), galleries_per_probe of at least 1",
         )
 
 

@@ -88,6 +88,8 @@ class RerankerTraining:
             "checkpoint_every",
             "log_every",
             "k",
+            "width",
+            "heads",
         )
         for name in counts:
             if getattr(self, name) < 1:
@@ -96,5 +98,12 @@ class RerankerTraining:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise OptionError("must be positive", where=f"RerankerTraining.{name}", got=value)
-        if not self.alpha >= 0:
-            raise OptionError("must not be negative", where="RerankerTraining.alpha", got=self.alpha)
+        if self.method == "cargait" and self.width % self.heads:
+            raise OptionError(
+                "the heads do not divide the width", where="RerankerTraining",
+                got=f"width={self.width}, heads={self.heads}",
+                fix="choose a width that is a multiple of heads",
+            )  # fmt: skip
+        for name in ("alpha", "seed", "weight_decay", "warmup"):
+            if not getattr(self, name) >= 0:
+                raise OptionError("must not be negative", where=f"RerankerTraining.{name}", got=getattr(self, name))

@@ -156,6 +156,8 @@ def create_reranker(
             where=f"re-ranker {reranker}",
             got=", ".join([f"scope={scope!r}", *options]),
             expected="scope='list'",
+            fix="leave them out; whole matrices are for "
+            + ", ".join(each for each in _PARAMETER_FREE if each != "none"),
         )
     return None if made.name == "none" else made
 

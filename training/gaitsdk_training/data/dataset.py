@@ -184,5 +184,6 @@ class SequenceDataset:
                 where="SequenceDataset.split",
                 got=f"{len(self.classes)} identities, fraction {fraction}",
                 expected="at least two on either side",
+                fix="bring more people, or hold out a smaller share (--validation)",
             )
         return self.of_identities(self.classes[:-held_out]), self.of_identities(self.classes[-held_out:])

@@ -141,7 +141,9 @@ def public_dataset(name: str) -> PublicDataset:
         OptionError: no such name.
     """
     if name not in PUBLIC_DATASETS:
-        raise OptionError("no such data set", where="dataset", got=repr(name), expected=" or ".join(PUBLIC_DATASETS))
+        from gaitsdk.models.options import suggest  # torch: not for a right name
+
+        raise OptionError("no such data set", where="dataset", got=repr(name), fix=suggest(name, PUBLIC_DATASETS))
     return PUBLIC_DATASETS[name]
 
 

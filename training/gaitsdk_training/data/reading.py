@@ -92,8 +92,9 @@ def read_usable(
         try:
             yield each, each.prepare(size, channels=channels, min_frames=1).silhouettes
         except (DatasetError, SilhouetteError) as error:
-            skipped.append(Skipped(_source(each, channels), str(error)))
-            logger.warning("skipped %s: %s", skipped[-1].path, error)
+            path = _source(each, channels)
+            skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
+            logger.warning("skipped %s: %s", path, skipped[-1].reason)
         if progress is not None:
             progress(done, len(references))
 

@@ -70,7 +70,7 @@ def check_submission(names: Names) -> tuple[Positions, Positions]:
     """The positions of gallery and probes of the file for the server.
 
     Raises:
-        InputError: no gallery or no probes, fewer than 20 entries, or an identity that is no number.
+        InputError: no gallery or no probes, fewer than 20 entries, an identity that is no number, or a video id twice.
     """
     gallery, probes = _positions(names, SERVER_GALLERY, SERVER_PROBES)
     if len(gallery) < LISTED:
@@ -88,6 +88,13 @@ def check_submission(names: Names) -> tuple[Positions, Positions]:
             got=repr(strange[0]),
             expected='names like "00001"',
         )
+    videos, counts = np.unique(names.views[probes], return_counts=True)
+    if (counts > 1).any():
+        raise InputError(
+            "two probes have the same video id, the server could not tell them apart", where="grew",
+            got=repr(str(videos[counts > 1][0])), expected="every probe (type 03) in a folder of its own name",
+            fix="use the names of the data set's own probe folder",
+        )  # fmt: skip
     return gallery, probes
 
 
