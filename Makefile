@@ -34,10 +34,10 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 demo: setup  ## enrol and identify synthetic walkers, in-process and through a real Triton server
 	$(BIN)/gaitsdk demo
 
-test: setup lint  ## format, types and every test (nine minutes on two cores)
+test: setup lint  ## format, types and every test (a quarter of an hour on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-test-models: setup  ## export every backbone at its published sizes and compare (half an hour on two cores)
+test-models: setup  ## export every backbone at its published sizes and compare (an hour on two cores)
 	$(BIN)/python -m pytest -m models
 
 lint: $(VENV)/.ready  ## ruff and mypy --strict

@@ -16,16 +16,28 @@ from typing import TYPE_CHECKING, Any
 from gaitsdk.errors import GaitError
 
 if TYPE_CHECKING:
+    from gaitsdk.async_recognizer import AsyncRecognizer
     from gaitsdk.bundle import Bundle
     from gaitsdk.gallery import Gallery
     from gaitsdk.recognizer import Recognizer
     from gaitsdk.results import Candidate, Identification, Verification
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Candidate", "GaitError", "Gallery", "Identification", "Recognizer", "Verification", "__version__"]
+__all__ = [
+    "AsyncRecognizer",
+    "Bundle",
+    "Candidate",
+    "GaitError",
+    "Gallery",
+    "Identification",
+    "Recognizer",
+    "Verification",
+    "__version__",
+]
 
 # Loaded on first use (PEP 562), so that `import gaitsdk` stays light.
 _LAZY = {
+    "AsyncRecognizer": "gaitsdk.async_recognizer",
     "Bundle": "gaitsdk.bundle",
     "Candidate": "gaitsdk.results",
     "Gallery": "gaitsdk.gallery",

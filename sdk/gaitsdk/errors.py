@@ -29,6 +29,13 @@ class GaitError(Exception):
         self.what, self.where, self.got, self.expected, self.fix = what, where, got, expected, fix
         super().__init__(self._message())
 
+    def amend(self, *, where: str | None = None, got: object = None, fix: str | None = None) -> None:
+        """Replaces parts of the message, where somebody on the way up knows more."""
+        self.where = self.where if where is None else where
+        self.got = self.got if got is None else got
+        self.fix = self.fix if fix is None else fix
+        self.args = (self._message(),)
+
     def _message(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
         parts = [text.rstrip(".")]
@@ -143,11 +150,16 @@ class ExportError(GaitError):
 class ServerError(GaitError):
     """The Triton server answered with an error, or could not be started."""
 
+    #: True where an enrolment or deletion may have been carried out all the same: look before asking again.
+    outcome_unknown = False
+
 
 class ServerUnavailableError(ServerError):
-    """No server answers at that address."""
+    """No server answers at that address, or the connection broke before the answer was complete."""
 
     retryable = True
+    #: False where the request certainly did not reach the server, so that it was not carried out.
+    reached = True
 
 
 class DeadlineExceededError(ServerError):
@@ -160,6 +172,18 @@ class QueueFullError(ServerError):
     """The server refuses work because its queue is full."""
 
     retryable = True
+
+
+class AnswerError(ServerError):
+    """An answer came, but it is none of Triton's, or lacks what was asked for."""
+
+
+class AccessDeniedError(ServerError):
+    """The server, or the proxy before it, does not accept the token."""
+
+
+class TlsError(ServerError):
+    """No secure connection: the certificate of one side is not accepted by the other, or one of them speaks no TLS."""
 
 
 class DatasetError(GaitError):

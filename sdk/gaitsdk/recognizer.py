@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
     from gaitsdk.engine import Description, Engine
     from gaitsdk.gallery import Gallery
-    from gaitsdk.pipeline import Features, Silhouettes
+    from gaitsdk.pipeline import Answers, Features, Silhouettes
     from gaitsdk.rerankers import Reranker
+
+    _Prepared = tuple[list[Silhouettes], bool, list[dict[str, Any]]]
 
 TOP_K = 10
 
@@ -97,20 +99,39 @@ class Recognizer:
         return cls(LocalEngine(model, networks, create_reranker(reranker, model, networks), gallery))
 
     @classmethod
-    def connect(cls, url: str, *, token: str | None = None, timeout: float = 10.0) -> Recognizer:
+    def connect(
+        cls,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout: float = 10.0,
+        retries: int = 2,
+        ca: str | os.PathLike[str] | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        plaintext_token: bool = False,
+    ) -> Recognizer:
         """The same verbs against a Triton server that `gaitsdk serve` started.
 
         Args:
-            url: "grpc://host:port", "http://host:port", or "host:port" (gRPC).
+            url: "grpc://host:port", "http://host:port", "grpcs://" and "https://" for TLS, or "host:port" (gRPC).
             token: sent as a bearer token with every request.
-            timeout: seconds for one request.
+            timeout: seconds for a request with all of its attempts; n times as long for a call that is split into n.
+            retries: further attempts after an error that may pass; enrolments and deletions are never sent twice.
+            ca: file of certificates that vouch for the server; cert, key: the client's own, where it is asked for them.
+            headers: more headers (gRPC: metadata), such as the key of Triton's restricted APIs.
+            plaintext_token: allow token and headers without TLS to other hosts than this one.
 
         Raises:
-            ServerUnavailableError: nobody answers there (within two seconds).
+            ServerUnavailableError: nobody answers there (within two seconds). TlsError, AccessDeniedError: somebody
+            does, but there is no trust. OptionError: unusable address or files, or a token in the clear.
         """
+        from gaitsdk.runtimes.addresses import Security
         from gaitsdk.runtimes.triton import RemoteEngine
 
-        return cls(RemoteEngine(url, token=token, timeout=timeout))
+        security = Security(token, headers or {}, ca, cert, key, plaintext_token)
+        return cls(RemoteEngine(url, security, timeout=timeout, retries=retries))
 
     @property
     def description(self) -> Description:
@@ -145,29 +166,13 @@ class Recognizer:
         Raises:
             SilhouetteError: the input is unusable; EmptyGalleryError: nobody is enrolled; OptionError: bad numbers.
         """
-        if self._is_list(silhouettes):
-            raise InputError(
-                "this is a list of sequences",
-                where="silhouettes",
-                got=f"{len(silhouettes)} sequences",
-                fix="use identify_many",
-            )
-        sequences, _, reports = self._prepare(silhouettes)
-        return self._identify(sequences, reports, top_k, k, threshold)[0]
+        return self._identify(self._one(silhouettes), top_k, k, threshold)[0]
 
     def identify_many(
         self, sequences: Sequence[Any], top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
     ) -> list[Identification]:
         """Like `identify` for each of a list of sequences of any lengths, in batches; the answers are the same."""
-        if not self._is_list(sequences):
-            raise InputError(
-                "not a list of sequences",
-                where="sequences",
-                got=type(sequences).__name__,
-                fix="use identify for one sequence, list(...) for an iterator",
-            )
-        prepared, _, reports = self._prepare(sequences)
-        return self._identify(prepared, reports, top_k, k, threshold)
+        return self._identify(self._many(sequences), top_k, k, threshold)
 
     def verify(self, first: Any, second: Any, *, threshold: float | None = None) -> Verification:
         """Whether two sequences show the same person, by the re-ranker's distance of the pair.
@@ -175,30 +180,10 @@ class Recognizer:
         Raises:
             OptionError: the re-ranker compares a candidate with the others of its list, and here are none.
         """
-        self._check_compares_pairs()
-        pair = []
-        for where, value in (("first", first), ("second", second)):
-            if self._is_list(value):
-                raise InputError("verify compares two single sequences", where=where, got="a list of sequences")
-            try:
-                pair.append(self._prepare(value)[0])
-            except InputError as error:
-                error.args = (f"{where} sequence: {error}",)
-                raise
+        pair = self._pair(first, second)
         cut = self._engine.verify_threshold() if threshold is None else pipeline.check_threshold(threshold)
-        features = self._engine.embed([pair[0][0], pair[1][0]])
-        distance = float(self._engine.rerank(features[:1], features[1:][None])[0, 0])
-        decision = {"known": "same", "unknown": "different"}.get(pipeline.decision(distance, cut), "uncalibrated")
-        about = self.description
-        return Verification(
-            distance=distance,
-            decision=decision,
-            threshold=cut,
-            reranker=about.reranker,
-            runtime=about.runtime,
-            device=about.device,
-            fingerprint=about.fingerprint,
-        )
+        features = self._engine.embed(pair)
+        return self._verification(self._engine.rerank(features[:1], features[1:][None]), cut)
 
     def embed(self, silhouettes: Any) -> Features:
         """`F [s, d]` float32 of one sequence, `[n, s, d]` of a list of n."""
@@ -208,20 +193,11 @@ class Recognizer:
 
     def search(self, features: Features, k: int = TOP_K) -> tuple[NDArray[np.int64], Features]:
         """The shortlist alone: `F [s, d]` or `[n, s, d]` -> entry ids and distances, `[n, min(k, count)]` each."""
-        batch, _ = self._features(features, "features", 3)
-        return self._engine.search(batch, pipeline.check_count(k, "k"))
+        return self._engine.search(self._features(features, "features", 3)[0], pipeline.check_count(k, "k"))
 
     def rerank(self, probe: Features, candidates: Features) -> Features:
         """The re-ranker alone: `F [s, d]` with `[K, s, d]` -> `[K]`; `[n, s, d]` with `[n, K, s, d]` -> `[n, K]`."""
-        probes, single = self._features(probe, "probe", 3)
-        lists, _ = self._features(candidates, "candidates", 4)
-        if len(probes) != len(lists):
-            raise InputError(
-                "as many lists of candidates as probes are needed",
-                where="candidates",
-                got=f"{len(lists)} lists",
-                expected=f"{len(probes)}",
-            )
+        probes, lists, single = self._lists(probe, candidates)
         distances = self._engine.rerank(probes, lists)
         return distances[0] if single else distances
 
@@ -250,25 +226,72 @@ class Recognizer:
     ) -> None:
         self.close()
 
-    def _identify(
-        self,
-        sequences: list[Silhouettes],
-        reports: list[dict[str, Any]],
-        top_k: int,
-        k: int | None,
-        threshold: float | None,
-    ) -> list[Identification]:
+    # What comes before and after the engine's part of a verb; `AsyncRecognizer` has the same.
+
+    def _identify(self, asked: _Prepared, top_k: int, k: int | None, threshold: float | None) -> list[Identification]:
+        options = self._options(top_k, k, threshold)
+        return self._results(self._engine.identify(asked[0], *options), asked, options[1])
+
+    def _options(self, top_k: int, k: int | None, threshold: float | None) -> tuple[int, int, float | None]:
         length = self.description.k if k is None else pipeline.check_count(k, "k", maximum=pipeline.MAX_K)
-        answers = self._engine.identify(
-            sequences, pipeline.check_count(top_k, "top_k"), length, pipeline.check_threshold(threshold)
-        )
+        return pipeline.check_count(top_k, "top_k"), length, pipeline.check_threshold(threshold)
+
+    def _results(self, answers: Answers, asked: _Prepared, k: int) -> list[Identification]:
+        sequences, _, reports = asked
         return identifications(
             answers,
             self.description,
-            k=length,
+            k=k,
             probes=[thumbnails.frame(each) for each in sequences],
             quality=reports,
             thumbnails=self._engine.thumbnails,
+        )
+
+    def _one(self, silhouettes: Any) -> _Prepared:
+        if self._is_list(silhouettes):
+            raise InputError(
+                "this is a list of sequences",
+                where="silhouettes",
+                got=f"{len(silhouettes)} sequences",
+                fix="use identify_many",
+            )
+        return self._prepare(silhouettes)
+
+    def _many(self, sequences: Any) -> _Prepared:
+        if not self._is_list(sequences):
+            raise InputError(
+                "not a list of sequences",
+                where="sequences",
+                got=type(sequences).__name__,
+                fix="use identify for one sequence, list(...) for an iterator",
+            )
+        return self._prepare(sequences)
+
+    def _pair(self, first: Any, second: Any) -> list[Silhouettes]:
+        self._check_compares_pairs()
+        pair = []
+        for where, value in (("first", first), ("second", second)):
+            if self._is_list(value):
+                raise InputError("verify compares two single sequences", where=where, got="a list of sequences")
+            try:
+                pair.append(self._prepare(value)[0][0])
+            except InputError as error:
+                error.args = (f"{where} sequence: {error}",)
+                raise
+        return pair
+
+    def _verification(self, distances: Features, cut: float | None) -> Verification:
+        distance = float(distances[0, 0])
+        decision = {"known": "same", "unknown": "different"}.get(pipeline.decision(distance, cut), "uncalibrated")
+        about = self.description
+        return Verification(
+            distance=distance,
+            decision=decision,
+            threshold=cut,
+            reranker=about.reranker,
+            runtime=about.runtime,
+            device=about.device,
+            fingerprint=about.fingerprint,
         )
 
     def _check_compares_pairs(self) -> None:
@@ -285,7 +308,7 @@ class Recognizer:
     def _is_list(self, value: Any) -> bool:
         return _is_list_of_sequences(value, self.description.channels)
 
-    def _prepare(self, value: Any) -> tuple[list[Silhouettes], bool, list[dict[str, Any]]]:
+    def _prepare(self, value: Any) -> _Prepared:
         """Normalised sequences, whether it was a single one, and the quality reports."""
         many, about = self._is_list(value), self.description
         prepared = []
@@ -301,6 +324,19 @@ class Recognizer:
                 "there is no sequence", where="silhouettes", got="an empty list", fix="pass at least one sequence"
             )
         return [each.silhouettes for each in prepared], not many, [each.report.to_dict() for each in prepared]
+
+    def _lists(self, probe: Any, candidates: Any) -> tuple[Features, Features, bool]:
+        """Probes, a list of candidates for each, and whether it was a single one."""
+        probes, single = self._features(probe, "probe", 3)
+        lists, _ = self._features(candidates, "candidates", 4)
+        if len(probes) != len(lists):
+            raise InputError(
+                "as many lists of candidates as probes are needed",
+                where="candidates",
+                got=f"{len(lists)} lists",
+                expected=f"{len(probes)}",
+            )
+        return probes, lists, single
 
     def _features(self, value: Any, where: str, rank: int) -> tuple[Features, bool]:
         """Feature maps of this model as a batch, and whether it was a single one."""

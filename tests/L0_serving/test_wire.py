@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,7 +31,9 @@ from gaitsdk.errors import (
     UnknownIdentityError,
 )
 from gaitsdk.runtimes import triton
-from gaitsdk.runtimes.transport import HttpTransport, _typed
+from gaitsdk.runtimes.addresses import Security, parse_address
+from gaitsdk.runtimes.http_transport import HttpTransport
+from gaitsdk.runtimes.statuses import typed
 from gaitsdk.runtimes.wire import decode_error, encode_error
 
 
@@ -118,20 +122,28 @@ def test_the_token_is_sent_over_grpc() -> None:
 
 
 def test_close_closes_the_connections_of_all_threads() -> None:
-    transport = HttpTransport("127.0.0.1:1", {})
-    with ThreadPoolExecutor(3) as pool:
+    with socket.socket() as listener, ThreadPoolExecutor(3) as pool:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        transport = HttpTransport(parse_address(url, Security()))
         together = threading.Barrier(3)
 
         def open_one() -> Any:
-            together.wait(10)
-            return transport._server(1.0)
+            connection = transport._take(time.monotonic() + 10)
+            together.wait(10)  # all three are in use
+            transport._give(connection, kept=True)
+            return connection
 
-        clients = [each.result() for each in [pool.submit(open_one) for _ in range(3)]]
-        assert len({id(each) for each in clients}) == 3
+        connections = [each.result() for each in [pool.submit(open_one) for _ in range(3)]]
+        assert len(set(connections)) == 3 == len(transport._idle)
+        assert transport._take(time.monotonic() + 10) in connections, "an idle connection is used again"
         transport.close()
-    assert all(each._closed for each in clients)
-    with pytest.raises(RuntimeUnavailableError, match="connect again"):
-        transport._server(1.0)
+        assert all(each._plain.fileno() == -1 for each in connections if each not in transport._busy)
+        with pytest.raises(RuntimeUnavailableError, match="connect again"):
+            transport._take(time.monotonic() + 10)
+        for connection in connections:
+            connection.close()
 
 
 @pytest.mark.parametrize(
@@ -195,6 +207,6 @@ def test_the_verification_threshold_arrives_as_number_or_error(
     ],
 )
 def test_every_status_has_its_error(status: str, message: str, kind: type[GaitError]) -> None:
-    error = _typed(status, message, "grpc://here:1", 1.0)
+    error = typed(status, message, "grpc://here:1", 1.0)
     assert type(error) is kind
     assert error.retryable == (kind in (QueueFullError, ServerUnavailableError, DeadlineExceededError))

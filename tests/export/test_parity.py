@@ -207,7 +207,7 @@ def test_tolerance_is_respected_and_kept():
     report = check(features, shifted, cases, loose)
     assert report.verdict is Verdict.OK
     document = report.to_dict()
-    assert document["tolerance"] == {"max_abs": 1e-3, "cosine": 0.9}
+    assert document["tolerance"] == {"max_abs": 1e-3, "cosine": 0.9, "relative": None}
     assert document["verdict"] == "OK"
 
 

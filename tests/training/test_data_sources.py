@@ -200,7 +200,7 @@ def test_roles_of_the_listed_types() -> None:
 
 def test_splits_that_do_not_fit_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     walkers(tmp_path, ["001", "080", "777"], ["nm-01"], ["090"])
-    with pytest.raises(OptionError, match="casiab or oumvlp or gait3d or grew"):
+    with pytest.raises(OptionError, match="casiab, gait3d, grew, oumvlp"):
         from_tree(tmp_path, dataset="casia")
     with pytest.raises(OptionError, match="part"):
         from_tree(tmp_path, dataset="casiab", part="validation")

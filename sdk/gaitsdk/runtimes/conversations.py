@@ -11,15 +11,16 @@ import json
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk import pipeline
 from gaitsdk.engine import Description
-from gaitsdk.errors import OptionError, ServerError
+from gaitsdk.errors import GaitError, OptionError, ServerError
 from gaitsdk.pipeline import Answers, Features, Silhouettes
+from gaitsdk.runtimes.statuses import unreadable
 from gaitsdk.runtimes.tensors import Reply, Request
 from gaitsdk.runtimes.wire import EMBED, GALLERY, IDENTIFY, MAX_MESSAGE_BYTES, RERANK, SHORTLIST, decode_error
 
@@ -41,6 +42,29 @@ _IDENTIFY_OUTPUTS = (
 
 #: Who answers there, and the limits of it.
 DESCRIBE = Request(GALLERY, {"action": np.array([b"describe"], object)}, ("description",))
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """The end of a conversation."""
+
+    answer: T
+
+
+def advance(talk: Talk[T], reply: Reply | None, url: str) -> Request | Done[T]:
+    """The next request, after the reply to the last one (None: the first), or the answer.
+
+    Raises:
+        AnswerError: the reply is not what a gaitsdk server says.
+    """
+    try:
+        return next(talk) if reply is None else talk.send(reply)
+    except StopIteration as done:
+        return Done(done.value)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        if reply is None or isinstance(error, GaitError):
+            raise
+        raise unreadable(url, error) from error
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,10 @@ def _channel(address: Address) -> dict[str, Any]:
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT * 500)),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # Bytes that the other machine does not confirm within this time end the connection (TCP_USER_TIMEOUT). Pings
+        # come too seldom to be taken for an attack.
+        ("grpc.keepalive_time_ms", 600_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.enable_retries", 0),  # ours know what may be sent twice
         ("grpc.use_local_subchannel_pool", 1),  # two connections to one address do not share a back-off
     ]
@@ -96,7 +100,7 @@ def _typed(error: Any, url: str, timeout: float) -> GaitError:
 
 def _read(answer: Any, request: Request, url: str) -> Reply:
     try:
-        return reply(answer, request.outputs)
+        return reply(answer, request.outputs, url)
     except (ValueError, TypeError, LookupError) as error:
         raise unreadable(url, error) from error
 

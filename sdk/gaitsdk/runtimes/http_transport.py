@@ -12,7 +12,6 @@ import json
 import ssl
 import threading
 import time
-from typing import Any
 
 from gaitsdk.errors import GaitError
 from gaitsdk.runtimes.addresses import Address
@@ -46,16 +45,14 @@ class HttpTransport:
         if size is not None:
             headers["inference-header-content-length"] = str(size)
         connection = self._take(deadline)
+        kept = False  # after a failure, what arrives on it may belong to an older request
         try:
             answer = connection.post(f"/v2/models/{request.model}/infer", body, headers, deadline)
+            kept = answer.kept
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error, timeout) from error
-        else:
-            self._give(connection, answer.kept)
-            connection = None
         finally:
-            if connection is not None:
-                self._give(connection, kept=False)
+            self._give(connection, kept)
         return self._read(answer, request, timeout)
 
     def close(self) -> None:
@@ -97,7 +94,7 @@ class HttpTransport:
             return was_closed(self.url)
         if isinstance(error, TimeoutError):
             return too_late(self.url, timeout)
-        if isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason):  # TLS 1.3: refused after the handshake
+        if _is_alert(error):
             return bad_tls(self.url, str(error))
         return unavailable(self.url, str(error) or type(error).__name__, reached=True)
 
@@ -111,7 +108,7 @@ class HttpTransport:
                 header_length=headers.get("inference-header-content-length"),
                 content_encoding=headers.get("content-encoding"),
             )
-            return reply(result, request.outputs)
+            return reply(result, request.outputs, self.url)
         except (ValueError, TypeError, LookupError, self._client.InferenceServerException) as error:
             raise unreadable(self.url, error) from error
 
@@ -136,9 +133,9 @@ class AsyncHttpTransport:
         arguments = call_arguments(self._client, request, timeout)
         call = self._server.infer(request.model, headers=dict(self._headers), **arguments)
         try:
-            return reply(await asyncio.wait_for(call, timeout), request.outputs)
+            return reply(await asyncio.wait_for(call, timeout), request.outputs, self.url)
         except self._client.InferenceServerException as error:
-            raise typed(str(error.status()), _message(error.message()), self.url, timeout) from None
+            raise typed(str(error.status()), str(error.message() or ""), self.url, timeout) from None
         except (self._aiohttp.ClientError, OSError, asyncio.TimeoutError, RuntimeError) as error:
             raise self._failed(error, timeout) from error
         except (ValueError, TypeError, LookupError) as error:
@@ -154,8 +151,7 @@ class AsyncHttpTransport:
             return was_closed(self.url)
         if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
             return too_late(self.url, timeout)
-        refused = isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason)
-        if refused or isinstance(error, errors.ClientSSLError):
+        if isinstance(error, errors.ClientSSLError) or _is_alert(error):
             return bad_tls(self.url, str(error))
         if isinstance(error, RuntimeError):
             return error
@@ -163,9 +159,14 @@ class AsyncHttpTransport:
         return unavailable(self.url, str(error) or type(error).__name__, reached=reached)
 
 
-def _message(body: bytes | str | Any) -> str:
+def _is_alert(error: Exception) -> bool:
+    """Whether the server refused the client's certificate; with TLS 1.3 it does so after the handshake."""
+    return isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason)
+
+
+def _message(body: bytes) -> str:
     """The text of a refusal: the `error` of Triton's JSON, or what a proxy wrote."""
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
+    text = body.decode(errors="replace")
     try:
         told = json.loads(text)
     except ValueError:

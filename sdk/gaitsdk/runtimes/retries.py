@@ -5,7 +5,14 @@ from __future__ import annotations
 import random
 import time
 
-from gaitsdk.errors import DeadlineExceededError, GaitError, OptionError, ServerError, ServerUnavailableError
+from gaitsdk.errors import (
+    AnswerError,
+    DeadlineExceededError,
+    GaitError,
+    OptionError,
+    ServerError,
+    ServerUnavailableError,
+)
 
 #: Further attempts by default: enough for a connection that went stale and a queue that was full for a moment, too few
 #: to keep a server down that is overloaded.
@@ -38,7 +45,7 @@ class Attempts:
         the attempts, is final."""
         self._made += 1
         # Clients that were refused together must not come back together.
-        pause = FIRST_PAUSE * 4 ** (self._made - 1) * random.uniform(0.5, 1)
+        pause: float = FIRST_PAUSE * 4 ** (self._made - 1) * random.uniform(0.5, 1)
         if self._made <= self._retries and self._helps(error) and pause < self.remaining():
             return pause
         if self._made > 1:
@@ -59,7 +66,7 @@ def may_have_happened(error: ServerError) -> bool:
     """Whether the server may have carried out a request that failed so."""
     if isinstance(error, ServerUnavailableError):
         return error.reached
-    return isinstance(error, DeadlineExceededError)
+    return isinstance(error, (DeadlineExceededError, AnswerError))
 
 
 def check_seconds(value: object, where: str = "timeout") -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gaitsdk.errors import (
     AccessDeniedError,
+    AnswerError,
     DeadlineExceededError,
     GaitError,
     InputError,
@@ -95,10 +96,10 @@ def bad_tls(url: str, message: str) -> TlsError:
     )
 
 
-def unreadable(url: str, error: Exception) -> ServerError:
+def unreadable(url: str, error: Exception) -> AnswerError:
     """An answer came, but it is none of Triton's."""
     got = f"{type(error).__name__}: {error}"
-    return ServerError("the server's answer cannot be read", where=url, got=got, fix="check that it is a Triton server")
+    return AnswerError("the server's answer cannot be read", where=url, got=got, fix="check that it is a Triton server")
 
 
 def was_closed(url: str) -> RuntimeUnavailableError:

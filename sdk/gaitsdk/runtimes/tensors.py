@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gaitsdk.errors import MissingDependencyError, ServerError
+from gaitsdk.errors import AnswerError, MissingDependencyError
 
 Arrays = Mapping[str, NDArray[Any]]
 Reply = dict[str, NDArray[Any]]
@@ -67,10 +67,11 @@ def call_arguments(client: Any, request: Request, timeout: float) -> dict[str, A
     }
 
 
-def reply(answer: Any, names: Sequence[str]) -> Reply:
-    """The named outputs; ServerError where one is missing."""
+def reply(answer: Any, names: Sequence[str], url: str) -> Reply:
+    """The named outputs; AnswerError where one is missing."""
     arrays = {name: answer.as_numpy(name) for name in names}
     missing = [name for name, array in arrays.items() if array is None]
     if missing:
-        raise ServerError("the server's answer lacks outputs", got=f"no {', '.join(missing)}")
+        fix = "update gaitsdk on both sides"
+        raise AnswerError("the server's answer lacks outputs", where=url, got=f"no {', '.join(missing)}", fix=fix)
     return arrays

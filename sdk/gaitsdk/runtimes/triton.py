@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gaitsdk.errors import DeadlineExceededError, GaitError, ServerUnavailableError
 from gaitsdk.pipeline import Answers, Features, Silhouettes
 from gaitsdk.runtimes.addresses import Security
-from gaitsdk.runtimes.conversations import DESCRIBE, Conversations, Talk
+from gaitsdk.runtimes.conversations import DESCRIBE, Conversations, Done, Talk, advance
 from gaitsdk.runtimes.retries import RETRIES, check_retries, check_seconds
 from gaitsdk.runtimes.transport import open_async_transport, open_transport, send, send_async
 from gaitsdk.runtimes.wire import CONNECT_TIMEOUT
@@ -100,13 +100,11 @@ class RemoteEngine:
         self._transport.close()
 
     def _run(self, talk: Talk[T]) -> T:
-        try:
-            request = next(talk)
-            while True:
-                request = talk.send(send(self._transport, request, self._timeout, self._retries))
-        except StopIteration as done:
-            answer: T = done.value
-            return answer
+        step = advance(talk, None, self._transport.url)
+        while not isinstance(step, Done):
+            reply = send(self._transport, step, self._timeout, self._retries)
+            step = advance(talk, reply, self._transport.url)
+        return step.answer
 
 
 class AsyncRemoteEngine:
@@ -187,13 +185,11 @@ class AsyncRemoteEngine:
         await self._transport.close()
 
     async def _run(self, talk: Talk[T]) -> T:
-        try:
-            request = next(talk)
-            while True:
-                request = talk.send(await send_async(self._transport, request, self._timeout, self._retries))
-        except StopIteration as done:
-            answer: T = done.value
-            return answer
+        step = advance(talk, None, self._transport.url)
+        while not isinstance(step, Done):
+            reply = await send_async(self._transport, step, self._timeout, self._retries)
+            step = advance(talk, reply, self._transport.url)
+        return step.answer
 
 
 def _first_contact(error: GaitError) -> GaitError:
