@@ -61,11 +61,13 @@ def reproduce(options: argparse.Namespace) -> int:
     if options.rows is not None:
         table = table.restricted(options.rows)
     started = time.perf_counter()
-    if options.tiny:  # how few identities a tiny data set has is no news
-        logging.getLogger("gaitsdk_training.data").setLevel(logging.ERROR)
     root = tiny_root(options.work / "tiny", table.datasets()) if options.tiny else options.data
     outcomes: dict[tuple[int, int], Any] = {}
     with contextlib.ExitStack() as stack:
+        if options.tiny:  # how few identities a tiny data set has is no news
+            logger = logging.getLogger("gaitsdk_training.data")
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         progress = _bars(stack)
         work = options.work / "tiny" if options.tiny else options.work
         trainer = Trainer(
