@@ -173,7 +173,7 @@ def test_closed_and_closing(server: TritonServer, scheme: str) -> None:
         rec = await AsyncRecognizer.connect(getattr(server, f"{scheme}_url"), timeout=60)
         long = np.resize(PROBES[0], (900, 64, 64))
         await rec.identities()
-        running = asyncio.create_task(rec.embed([long] * 3))
+        running = asyncio.create_task(rec.embed([long] * 12))
         await asyncio.sleep(0.7)
         await rec.close()
         for call in (running, rec.identities(), rec.embed(PROBES[0])):
