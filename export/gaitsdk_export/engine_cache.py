@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gaitsdk.errors import ExportError
+from gaitsdk.file_lock import locked
 from gaitsdk_export.atomic import appears_whole
 
 logger = logging.getLogger(__name__)
@@ -152,22 +153,18 @@ class EngineCache:
 
     @contextlib.contextmanager
     def _locked(self, key: EngineKey, progress: Callable[[str], None] | None) -> Iterator[None]:
-        import fcntl  # not on Windows, where there is no exporter for engines
+        def waiting() -> None:
+            if progress is not None:
+                progress("another process is building the same engine: waiting for it")
 
         path = self._path(key).with_suffix(".lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
-        except OSError as error:
-            raise _not_writable(self.folder, error) from error
-        with file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if progress is not None:
-                    progress("another process is building the same engine: waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield  # closing the file lets the lock go, also when the process is killed
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(path, waiting))
+            except OSError as error:
+                raise _not_writable(self.folder, error) from error
+            yield
 
 
 def _not_writable(folder: Path, error: OSError) -> ExportError:

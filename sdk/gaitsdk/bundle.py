@@ -183,10 +183,11 @@ class Bundle:
         Raises:
             BundleError: the bundle holds another model by now, or cannot be written.
         """
-        from gaitsdk.calibration import exclusive, merge
+        from gaitsdk.calibration import merge
+        from gaitsdk.file_lock import locked
 
         try:
-            with exclusive(self.path):
+            with locked(self.path):
                 current = read_manifest(self.path)
                 if _networks(current) != _networks(self.manifest):
                     raise BundleError(

@@ -8,16 +8,12 @@ largest there is no such threshold; the largest's is taken with a warning, and i
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gaitsdk.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gaitsdk.manifest import Calibration
 
 logger = logging.getLogger(__name__)
@@ -68,19 +64,6 @@ def merge(stored: Iterable[Calibration], new: Iterable[Calibration]) -> list[Cal
     """All of them; a new one takes the place of those for the same task, re-ranker, K and gallery size."""
     merged = {_conditions(each): each for each in (*stored, *new)}
     return [merged[key] for key in sorted(merged)]
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """No other process that asks for the same is in here; a killed one leaves nothing behind."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _conditions(each: Calibration) -> tuple[str, str, int, int]:

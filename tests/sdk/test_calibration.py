@@ -10,6 +10,7 @@ import pytest
 
 from gaitsdk import calibration
 from gaitsdk.errors import CalibrationError
+from gaitsdk.file_lock import locked
 from gaitsdk.manifest import Calibration
 
 
@@ -79,12 +80,12 @@ def test_only_one_process_at_a_time(tmp_path: Path) -> None:
     import fcntl
     import os
 
-    with calibration.exclusive(tmp_path):
+    with locked(tmp_path):
         handle = os.open(tmp_path, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(handle)
-    with calibration.exclusive(tmp_path):
+    with locked(tmp_path):
         pass
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gaitsdk_training.console import AsJson, Data, bars
-from gaitsdk_training.evaluate_cli import cache_folder
+from gaitsdk_training.console import (
+    AsJson,
+    Data,
+    Device,
+    Features,
+    K,
+    Keep,
+    Reranker,
+    Runtime,
+    feature_folder,
+    stages,
+)  # fmt: skip
 
 
 def calibrate(
@@ -27,12 +36,8 @@ def calibrate(
     fmr: Annotated[
         float | None, typer.Option(help="Share of pairs of two people that verify may call the same; FPIR by default.")
     ] = None,
-    reranker: Annotated[
-        str, typer.Option(help="cargait, classifier, k-reciprocal, lbr, gcr, query-expansion or none.")
-    ] = "cargait",
-    k: Annotated[
-        int | None, typer.Option(help="Length of the list that is re-ranked; the bundle's by default.")
-    ] = None,
+    reranker: Reranker = "cargait",
+    k: K = None,
     gallery_size: Annotated[
         list[int] | None,
         typer.Option(help="Entries of the gallery in use; any number of times. By default half of the people."),
@@ -48,13 +53,10 @@ def calibrate(
     partition: Annotated[
         Path | None, typer.Option(help="Use its TEST_SET; without it all identities. Never people who trained.")
     ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps the features, so that they are computed once; the user's cache if left."),
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the features on disk.")] = True,
-    runtime: Annotated[str, typer.Option(help="auto, onnx, torch or torchscript.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    features: Features = None,
+    keep: Keep = True,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Set the thresholds of identify and verify on people whom the model has not seen."""
@@ -74,14 +76,7 @@ def calibrate(
     model = Bundle.load(bundle)
     if not os.access(model.path, os.W_OK):  # before the embedding, which takes long
         raise BundleError("the bundle cannot be written", where=str(bundle), fix="calibrate a copy of it")
-    with bars(as_json) as bar:
-        shown: dict[str, Callable[[int, int], None]] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown[stage] = bar(stage)
-            shown[stage](done, total)
-
+    with stages(as_json) as show:
         report = calibrate_bundle(
             data,
             model,
@@ -91,7 +86,7 @@ def calibrate(
             k=k,
             runtime=runtime,
             device=device,
-            cache=(features or cache_folder()) if keep else None,
+            cache=feature_folder(features, keep),
             progress=show,
         )
     if as_json:

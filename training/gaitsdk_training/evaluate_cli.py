@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gaitsdk_training.console import AsJson, Data, bars
+from gaitsdk_training.console import (
+    AsJson,
+    Data,
+    Device,
+    Features,
+    K,
+    Keep,
+    Reranker,
+    Runtime,
+    feature_folder,
+    stages,
+)  # fmt: skip
 from gaitsdk_training.evaluation_tables import print_report
 
 
@@ -22,15 +31,11 @@ def evaluate(
         typer.Option(help="casiab, oumvlp, gait3d, grew; casiab-cross-view and oumvlp-cross-view: one gallery."),
     ] = "casiab",
     bundle: Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipped one by default.")] = None,
-    reranker: Annotated[
-        str, typer.Option(help="cargait, classifier, k-reciprocal, lbr, gcr, query-expansion or none.")
-    ] = "cargait",
+    reranker: Reranker = "cargait",
     scope: Annotated[
         str, typer.Option(help="list: re-rank the first K of each gallery; full: the whole gallery, without networks.")
     ] = "list",
-    k: Annotated[
-        int | None, typer.Option(help="Length of the list that is re-ranked; the bundle's by default.")
-    ] = None,
+    k: K = None,
     partition: Annotated[
         Path | None, typer.Option(help="Evaluate its TEST_SET; for gait3d its PROBE_SET are the probes.")
     ] = None,
@@ -44,13 +49,10 @@ def evaluate(
     two_stage: Annotated[
         bool, typer.Option("--two-stage", help="Also show recall of the list, Rank-1 and FNIR before and after.")
     ] = False,
-    features: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps the features, which are computed once; in the user's cache by default."),
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the features on disk.")] = True,
-    runtime: Annotated[str, typer.Option(help="auto, onnx, torch, torchscript or tensorrt.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    features: Features = None,
+    keep: Keep = True,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a bundle by an official protocol, before and after re-ranking.
@@ -61,14 +63,7 @@ def evaluate(
     from gaitsdk_training.evaluation.tree import evaluate_tree
 
     _check_writable(out)
-    with bars(as_json) as bar:
-        shown: dict[str, Callable[[int, int], None]] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown[stage] = bar(stage)
-            shown[stage](done, total)
-
+    with stages(as_json) as show:
         report = evaluate_tree(
             data,
             Bundle.load(bundle),
@@ -80,7 +75,7 @@ def evaluate(
             k=k,
             runtime=runtime,
             device=device,
-            cache=(features or cache_folder()) if keep else None,
+            cache=feature_folder(features, keep),
             submission_file=submission,
             two_stage=two_stage,
             progress=show,
@@ -91,11 +86,6 @@ def evaluate(
         typer.echo(json.dumps(report))
     elif not as_json:
         print_report(report)
-
-
-def cache_folder() -> Path:
-    """Where features are kept: `gaitsdk/features` in the user's cache (`$XDG_CACHE_HOME` or `~/.cache`)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaitsdk" / "features"
 
 
 def _check_writable(path: Path | None) -> None:

@@ -26,7 +26,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from gaitsdk.errors import DatasetError
-from gaitsdk_training.file_lock import locked
+from gaitsdk.file_lock import writing
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class FeatureFile:
     def __enter__(self) -> FeatureFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(locked(self.path))
+            self._stack.enter_context(writing(self.path))
             self._open()
         except OSError as error:
             self._close()

@@ -27,9 +27,9 @@ import numpy as np
 import gaitsdk
 from gaitsdk.datasets import SequenceTree
 from gaitsdk.errors import DatasetError
+from gaitsdk.file_lock import writing
 from gaitsdk_training.data.dataset import FrameSlices, SequenceDataset, Silhouettes
 from gaitsdk_training.data.reading import LoadReport, Progress, Skipped, nothing_usable, read_usable, skipped_folders
-from gaitsdk_training.file_lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def pack(
     if packed is None:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with locked(target):
+            with writing(target):
                 packed = _fresh(target, sources)
                 if packed is None:
                     _write(source, target, (size, channels), sources, progress)
