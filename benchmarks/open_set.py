@@ -151,8 +151,7 @@ def main() -> None:
             plan=TWO_STAGE_PLAN,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    table = {"columns": stages.columns, "rows": stages.rows(), "notes": stages.notes()}
-    report["two_stage"] = {**stages.to_dict(), **table}
+    report["two_stage"] = stages.to_dict()
     for stage in (report["two_stage"]["initial"], *report["two_stage"]["reranked"]):
         del stage["det"], stage["cmc"]  # hundreds of points each
     show_stages(stages)

@@ -29,6 +29,7 @@ from rich.progress import track
 from shipped_bundle import Features, real_features, synthetic_features
 
 from gaitsdk.bundle import Bundle
+from gaitsdk.datasets import SequenceTree
 from gaitsdk.rerankers import create
 from gaitsdk.runtimes import NetworkRuntime, open_runtime
 from gaitsdk_training.evaluation import hit_table, paired_bootstrap
@@ -126,7 +127,7 @@ def main() -> None:
     bundle = Bundle.load(options.bundle)
     runtime = open_runtime(bundle)
     k = bundle.manifest.k or 10
-    real = real_features(runtime, options.data)
+    real = real_features(runtime, SequenceTree(options.data))
     apart = frozenset(each for each in options.apart.split(",") if each)
     tables = rankings(real, runtime, k)
     initial = tables["list"]["initial"]

@@ -5,6 +5,9 @@
 Prints a table. With `--real` it also writes benchmarks/results/shipped_bundle.json (without, the committed figures for
 real walks would be lost); `--out` writes elsewhere. `--real` is a CASIA-B-style tree (id/type/view); the
 committed figures are for motion-captured walks of ten people (CMU Graphics Lab) rendered from 11 views.
+
+Figures of another bundle that stood there before stay in the file, for comparison: a bundle that ships has no Rank-1
+below its predecessor's. Where one is below, the script ends with 1 and leaves the file as it was.
 """
 
 from __future__ import annotations
@@ -34,6 +37,11 @@ from gaitsdk_training.recipes.default import TEST_IDENTITIES
 RESULTS = Path(__file__).parent / "results" / "shipped_bundle.json"
 CONDITIONS = ("NM", "BG", "CL")
 FRAMES = 30
+DATA = ("synthetic", "real")
+#: What tells one bundle from another.
+WEIGHTS = ("model", "reranker_sha256")
+#: Points by which a figure may differ between machines: sums in another order swap neighbours now and then.
+ROUNDING = 0.05
 console = Console()
 
 
@@ -71,9 +79,9 @@ def synthetic_features(runtime: NetworkRuntime, identities: list[int]) -> Featur
     return found
 
 
-def real_features(runtime: NetworkRuntime, root: Path) -> Features:
+def real_features(runtime: NetworkRuntime, tree: SequenceTree) -> Features:
     found = Features()
-    refs = list(SequenceTree(root))
+    refs = list(tree)
     for start in track(range(0, len(refs), 32), "real walks", console=console):
         chunk = refs[start : start + 32]
         found.add(runtime, [ref.load() for ref in chunk], [(ref.identity, ref.type, ref.view) for ref in chunk])
@@ -140,6 +148,25 @@ def show(title: str, result: dict[str, Any]) -> None:
     console.print(f"CarGait - initial: {gain['mean']} points, 95 % interval {low} to {high} ({gain['how']})")
 
 
+def compare(report: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """`report` with what the bundle before it reached: `before`, or its predecessor where the bundle is the same."""
+    same = all(report[name] == before.get(name) for name in WEIGHTS)
+    previous = before.get("previous") if same else {name: before.get(name) for name in (*WEIGHTS, *DATA)}
+    return report if previous is None else {**report, "previous": previous}
+
+
+def fallen(report: dict[str, Any]) -> list[str]:
+    """The Rank-1 figures, of every condition, that are below the previous bundle's, as lines of text."""
+    lines = []
+    for data in DATA:
+        now, before = ((each.get(data) or {}).get("rank1_percent", {}) for each in (report, report.get("previous", {})))
+        for method in ("initial", "cargait"):
+            for key, value in before.get(method, {}).items():
+                if now[method][key] < value - ROUNDING:
+                    lines.append(f"{data}, {method}, {key}: {now[method][key]} after {value}")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--identities", type=int, default=len(TEST_IDENTITIES))
@@ -147,6 +174,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
     parser.add_argument("--out", type=Path, help="where to write the figures")
     options = parser.parse_args()
+    real = None if options.real is None else SequenceTree(options.real)  # a wrong folder is told before the long part
     bundle = Bundle.load(options.bundle)
     runtime = open_runtime(bundle)
     report: dict[str, Any] = {
@@ -154,17 +182,22 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}",
         "runtime": f"{runtime.name} on {runtime.device}",
         "model": bundle.fingerprint,
+        "reranker_sha256": bundle.manifest.files["reranker.safetensors"].sha256,
         "embedding_ms_30_frames_1_thread": embedding_time(bundle),
     }
     console.print(f"embedding 30 frames, one thread, median ms: {report['embedding_ms_30_frames_1_thread']}")
     found = synthetic_features(runtime, list(TEST_IDENTITIES)[: options.identities])
     report["synthetic"] = figures(found, runtime)
     show("unseen synthetic identities", report["synthetic"])
-    if options.real is not None:
-        report["real"] = figures(real_features(runtime, options.real), runtime)
+    if real is not None:
+        report["real"] = figures(real_features(runtime, real), runtime)
         show("real walks", report["real"])
-    out = options.out or (RESULTS if options.real is not None else None)
+    out = options.out or (RESULTS if real is not None else None)
     if out is not None:
+        if out.exists():
+            report = compare(report, json.loads(out.read_text()))
+        if lines := fallen(report):
+            raise SystemExit("worse than the bundle before:\n" + "\n".join(lines))
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
 

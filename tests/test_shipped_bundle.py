@@ -5,8 +5,11 @@ Its full figures come from benchmarks/shipped_bundle.py; this is a small honest 
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,6 +52,35 @@ def test_the_recipe_is_the_one_that_was_run() -> None:
         (notes["reranker"]["config"], default.RERANKER_TRAINING),
     ):
         assert plain(type(current)(**restored(recorded))) == plain(current)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    return importlib.import_module("shipped_bundle")
+
+
+def test_no_committed_figure_is_below_the_previous_bundles(figures: ModuleType) -> None:
+    """Whoever trains the bundle again measures it again; what it reaches on strangers may not fall."""
+    report, bundle = json.loads(figures.RESULTS.read_text()), Bundle.load()
+    assert report["model"] == bundle.fingerprint
+    assert report["reranker_sha256"] == bundle.manifest.files["reranker.safetensors"].sha256, "measure the bundle again"
+    assert report["previous"]["synthetic"] and report["previous"]["real"]
+    assert not figures.fallen(report)
+    for data in figures.DATA:
+        assert report[data]["rank1_percent"]["cargait"] != report["previous"][data]["rank1_percent"]["cargait"]
+
+
+def test_a_figure_that_falls_is_named_and_the_predecessor_is_kept(figures: ModuleType) -> None:
+    def report(model: str, rank1: float) -> dict[str, Any]:
+        values = {"rank1_percent": {"initial": {"rank1": 50.0}, "cargait": {"rank1": rank1}}}
+        return {"model": model, "reranker_sha256": "", "synthetic": values, "real": values}
+
+    worse = figures.compare(report("b", 59.0), report("a", 60.0))
+    assert figures.fallen(worse) == [f"{data}, cargait, rank1: 59.0 after 60.0" for data in ("synthetic", "real")]
+    assert figures.compare(report("b", 61.0), worse)["previous"]["model"] == "a"
+    assert not figures.fallen(figures.compare(report("c", 59.0), worse))
+    assert not figures.fallen(figures.compare(report("a", 60.0), report("a", 60.0)))
 
 
 #: Settings of the run that no longer exist and never changed a number beyond rounding.

@@ -34,7 +34,7 @@ def network(seed: int = 0, size: float = 0.3) -> CarGait:
 def test_the_best_share_is_in_the_weights_and_the_model_is_left_alone() -> None:
     lists, model = validation(), network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = shrunk(model, lists)
+    found = shrunk(model, [lists])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert set(found.rank1) == {0.0, *SHARES} and found.rank1[0.0] == lists.of_shortlist()["rank1"]
     assert found.rank1[found.share] == max(found.rank1[each] for each in SHARES) == lists.measure(found.model)["rank1"]
@@ -46,15 +46,25 @@ def test_the_best_share_is_in_the_weights_and_the_model_is_left_alone() -> None:
     torch.testing.assert_close(part - a, found.share * (whole - a))
 
 
+def test_kinds_of_lists_count_alike() -> None:
+    kinds, model = [validation(0), validation(1)], network()
+    found = shrunk(model, kinds)
+    for share, rank1 in found.rank1.items():
+        if share:
+            assert rank1 == pytest.approx(np.mean([shrunk(model, [kind]).rank1[share] for kind in kinds]))
+    with pytest.raises(OptionError, match="validations"):
+        shrunk(model, [])
+
+
 def test_of_equal_shares_the_largest_is_taken() -> None:
-    found = shrunk(network(size=0.0), validation(), (0.2, 0.7, 0.5))
+    found = shrunk(network(size=0.0), [validation()], (0.2, 0.7, 0.5))
     assert found.share == 0.7 and set(found.rank1) == {0.0, 0.2, 0.5, 0.7}
 
 
 @pytest.mark.parametrize("shares", [(), (0.0, 0.5), (1.5,), (-0.1,)])
 def test_impossible_shares_are_refused(shares: tuple[float, ...]) -> None:
     with pytest.raises(OptionError, match="shares"):
-        shrunk(network(), validation(), shares)
+        shrunk(network(), [validation()], shares)
 
 
 def test_a_run_is_resumed_whose_nested_settings_are_older(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ Four sets of identities, none of whom is in another: for the backbone, for CarGa
 nothing here reads; benchmarks/shipped_bundle.py does). CarGait learns on identities that the backbone never saw,
 because their lists are as hard as those of strangers: on the backbone's own training identities hardly anything is
 left to re-rank. Its training sequences enter twice, as they are and augmented: trained on clean walkers alone, it
-learned what only clean walkers have, and made real walks worse (docs/design.md).
+learned what only clean walkers have, and made real walks worse (docs/design.md). Of what it learned, the share is used
+that orders the validation lists best, with four walks of everybody enrolled and with one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,11 +28,14 @@ from torch import Tensor
 from gaitsdk import synthetic
 from gaitsdk.bundle import Bundle
 from gaitsdk.models import GaitModel
+from gaitsdk.models.cargait import CarGait
 from gaitsdk_training.backbone import BackboneTraining, train_backbone
 from gaitsdk_training.data import Augmentation, SequenceDataset, augment, from_synthetic
 from gaitsdk_training.features import embed_dataset
+from gaitsdk_training.list_validation import ListValidation
 from gaitsdk_training.lists import ListSet
 from gaitsdk_training.reranker import RerankerTraining, train_reranker
+from gaitsdk_training.shrinkage import shrunk
 
 BACKBONE_IDENTITIES = range(1, 501)
 RERANKER_IDENTITIES = range(1001, 1201)
@@ -63,6 +67,8 @@ BACKBONE_TRAINING = BackboneTraining(
     validate_every=500,
     checkpoint_every=250,
 )
+#: Walks enrolled where CarGait learns. The share of its attention is chosen with all of them enrolled and with one.
+GALLERY = synthetic.TYPES[:4]
 #: Of the second copy of CarGait's training sequences, before the backbone embeds them.
 RERANKER_TYPES = ("nm-01", "nm-02", "nm-03", "bg-01", "cl-01")
 RERANKER_AUGMENTATION = Augmentation(
@@ -151,9 +157,9 @@ def _backbone(work: Path, workers: int) -> tuple[GaitModel, dict[str, Any]]:
 
 def _reranker(backbone: GaitModel, work: Path, workers: int) -> tuple[Any, dict[str, Any]]:
     lists = {}
-    for name, identities, types, transforms in (
-        ("training", RERANKER_IDENTITIES, RERANKER_TYPES, (None, _Roughen(seed=0))),
-        ("validation", VALIDATION_IDENTITIES, synthetic.TYPES, (None,)),
+    for name, identities, types, transforms, galleries in (
+        ("training", RERANKER_IDENTITIES, RERANKER_TYPES, (None, _Roughen(seed=0)), (GALLERY,)),
+        ("validation", VALIDATION_IDENTITIES, synthetic.TYPES, (None,), (GALLERY, GALLERY[:1])),
     ):
         walkers = _walkers(identities, work, workers, types)
         features = []
@@ -165,34 +171,47 @@ def _reranker(backbone: GaitModel, work: Path, workers: int) -> tuple[Any, dict[
                     )
                 )
         # The lists that the protocol ranks: a gallery of normal walks, seen from one other view.
-        lists[name] = ListSet.build(
-            np.concatenate(features),
-            np.tile(walkers.identities, len(features)),
-            np.tile(walkers.types, len(features)),
-            np.tile(walkers.views, len(features)),
-            v=30,
-            scope="view_pair",
-            gallery_types=synthetic.TYPES[:4],
-            galleries_per_probe=2,
-        )
+        lists[name] = [
+            ListSet.build(
+                np.concatenate(features),
+                np.tile(walkers.identities, len(features)),
+                np.tile(walkers.types, len(features)),
+                np.tile(walkers.views, len(features)),
+                v=30,
+                scope="view_pair",
+                gallery_types=gallery,
+                galleries_per_probe=2,
+            )
+            for gallery in galleries
+        ]
     with _bar("re-ranker") as advance:
         result = train_reranker(
-            lists["training"],
-            lists["validation"],
+            lists["training"][0],
+            lists["validation"][0],
             RERANKER_TRAINING,
             work / "reranker",
             progress=lambda share, report: advance(share, f"loss {report['loss']:.3f}"),
         )
+    validations = [
+        ListValidation(
+            each, beta=RERANKER_TRAINING.beta, k=RERANKER_TRAINING.k,
+            limit=RERANKER_TRAINING.validation_lists, seed=RERANKER_TRAINING.seed, device=torch.device("cpu"),
+        )
+        for each in lists["validation"]
+    ]  # fmt: skip
+    chosen = shrunk(cast(CarGait, result.model), validations)
     notes = {
         "identities": _span(RERANKER_IDENTITIES),
         "validation_identities": _span(VALIDATION_IDENTITIES),
         "config": asdict(RERANKER_TRAINING),
         "augmentation": {**asdict(RERANKER_AUGMENTATION), "binary": BINARY},
         "best_step": result.step,
-        "validation_rank1_initial": round(result.initial_rank1, 2),
-        "validation_rank1": round(result.rank1, 2),
+        "validation_rank1_initial": round(chosen.rank1[0.0], 2),
+        "validation_rank1": round(chosen.rank1[chosen.share], 2),
+        "attention_share": chosen.share,
+        "validation_rank1_by_share": {str(share): round(rank1, 2) for share, rank1 in chosen.rank1.items()},
     }
-    return result.model, notes
+    return chosen.model, notes
 
 
 class _Roughen:
