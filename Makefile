@@ -51,7 +51,7 @@ bundle: setup  ## train the shipped bundle again on synthetic walkers (about an 
 	$(BIN)/gaitsdk deploy --out triton_models
 
 # What needs nothing but this machine; proof_of_learning.py (hours), real_walks.py and reproduce.py (data) by hand.
-BENCHMARKS := import_time synthetic_walkers shipped_bundle data_loading rerankers evaluation open_set gaitmpl_readings backbones
+BENCHMARKS := import_time synthetic_walkers shipped_bundle data_loading training_step rerankers evaluation open_set gaitmpl_readings backbones
 bench: setup  ## the committed measurements, again on this machine (hours)
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 

@@ -4,9 +4,9 @@
 
 A quarter-width GaitSet at half resolution, P = 8, K = 4, learns 60 synthetic walkers (normal, bag, coat; four views)
 and is asked for 60 others: Rank-1 from normal walks to bags and coats, between different views. Every reading sees the
-same weights, batches and frames for the same seed; a row is compared with the baseline seed by seed. Also what the
-losses add to one training step of the published GaitSet. One thread; about ten minutes. Rows are written as they come,
-by length and name, to benchmarks/results/gaitmpl_readings.json, which docs/gaitmpl.md explains.
+same weights, batches and frames for the same seed; a row is compared with the baseline seed by seed. One thread; about
+ten minutes. Rows are written as they come, by length and name, to benchmarks/results/gaitmpl_readings.json, which
+docs/gaitmpl.md explains. What the losses cost: training_step.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,47 +196,9 @@ def summary(runs: list[dict[str, Any]], baseline: list[dict[str, Any]] | None) -
     return row
 
 
-def added_time(rounds: int = 2) -> dict[str, Any]:
-    """Processor seconds of a training step of the published GaitSet, P = K = 8, with and without DRPL and GSAM."""
-    torch.manual_seed(0)
-    model = create("gaitset")
-    batch, labels = torch.rand(64, 10, 64, 44), torch.arange(8).repeat_interleave(8)
-    gsam = GSAM(74, model.strips, model.dims)
-    gsam.initialise([(torch.randn(74, model.strips, model.dims), torch.arange(74))])
-    losses = {"triplet": GaitMPLLoss(100), "DRPL and GSAM": GaitMPLLoss(100, drpl=DRPL(100), gsam=gsam)}
-    optimiser = torch.optim.Adam(model.parameters(), 1e-4)
-
-    def step(loss_of: GaitMPLLoss) -> None:
-        optimiser.zero_grad(set_to_none=True)
-        loss_of(model.forward_train(batch)[0], labels, 50)[0].backward()
-        optimiser.step()
-
-    def loss_alone(loss_of: GaitMPLLoss) -> None:
-        loss_of(torch.randn(64, model.strips, model.dims, requires_grad=True), labels, 50)[0].backward()
-
-    def median(what: Callable[[GaitMPLLoss], None], times: int) -> dict[str, float]:
-        seconds: dict[str, list[float]] = {name: [] for name in losses}
-        for turn in range(times + 1):
-            for name, loss_of in losses.items():
-                started = time.process_time()
-                what(loss_of)
-                if turn:
-                    seconds[name].append(time.process_time() - started)
-        return {name: statistics.median(values) for name, values in seconds.items()}
-
-    steps, alone = median(step, rounds), median(loss_alone, 9)
-    return {
-        "frames": 10,
-        "identities": 74,
-        "step_seconds": {name: round(value, 3) for name, value in steps.items()},
-        "loss_milliseconds": {name: round(1e3 * value, 1) for name, value in alone.items()},
-        "added_percent_of_the_step": round(100 * (alone["DRPL and GSAM"] - alone["triplet"]) / steps["triplet"], 1),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="this reading (may be repeated), or 'time'")
+    parser.add_argument("--only", action="append", help="this reading (may be repeated)")
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -263,10 +224,6 @@ def main() -> None:
         console.print(
             f"{time.perf_counter() - started:5.1f} s  {name:38s} BG {row['BG']:5.1f}  CL {row['CL']:5.1f}", row
         )
-        write()
-    if not options.only or "time" in options.only:
-        report["time"] = added_time()
-        console.print(report["time"])
         write()
 
 

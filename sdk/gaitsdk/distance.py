@@ -23,7 +23,8 @@ SMALLEST_NORM = 1e-12
 LARGEST_VALUE = 1e17
 #: Share of ||x||^2 + ||y||^2 below which a float32 product cancels too much, so that the block is done in float64.
 _CANCELLATION = 0.02
-_PROBE_BLOCK, _GALLERY_BLOCK = 512, 2048
+#: A block of distances is 2 MB.
+_PROBE_BLOCK, _GALLERY_BLOCK = 512, 1024
 #: Elements of one block of direct differences (float64): 2 MB.
 _PAIRED_BLOCK = 1 << 18
 
@@ -72,7 +73,7 @@ def check_features(features: ArrayLike, where: str, shape: tuple[int | None, ...
 def pairwise(probe: ArrayLike, gallery: ArrayLike, metric: str = "euclidean") -> Features:
     """Distance of every probe to every gallery map.
 
-    By blocked matrix products per strip: beyond inputs and result it takes some 50 MB, whatever n and m. Values agree
+    By blocked matrix products per strip: beyond inputs and result it takes 20 MB and 8 bytes per strip. Values agree
     with `paired` to about 1e-5 of the distance; strips that nearly coincide are recomputed in float64.
 
     Args:
@@ -90,18 +91,18 @@ def pairwise(probe: ArrayLike, gallery: ArrayLike, metric: str = "euclidean") ->
     check_metric(metric)
     x = check_features(probe, "probe")
     y = check_features(gallery, "gallery", (None, x.shape[1], x.shape[2]))
-    result = np.zeros((len(x), len(y)), np.float32)
+    result = np.empty((len(x), len(y)), np.float32)
+    xx, yy = squares(x), squares(y)
     block = _euclidean_block if metric == "euclidean" else _cosine_block
-    # One strip of the gallery at a time, made contiguous once: slices out of [m, s, d] would stride through all of it.
-    for strip in range(x.shape[1]):
-        xs, ys = np.ascontiguousarray(x[:, strip]), np.ascontiguousarray(y[:, strip])
-        xx, yy = squares(xs), squares(ys)
-        for i in range(0, len(x), _PROBE_BLOCK):
-            rows = slice(i, i + _PROBE_BLOCK)
-            for j in range(0, len(y), _GALLERY_BLOCK):
-                columns = slice(j, j + _GALLERY_BLOCK)
-                result[rows, columns] += block(xs[rows], ys[columns], xx[rows], yy[columns])
-    result /= np.float32(x.shape[1])
+    for i in range(0, len(x), _PROBE_BLOCK):
+        rows = slice(i, i + _PROBE_BLOCK)
+        for j in range(0, len(y), _GALLERY_BLOCK):
+            columns = slice(j, j + _GALLERY_BLOCK)
+            # All strips of a block before the next one, so that their sum stays in the cache.
+            total = np.zeros(result[rows, columns].shape, np.float32)
+            for strip in range(x.shape[1]):
+                total += block(x[rows, strip], y[columns, strip], xx[rows, strip], yy[columns, strip])
+            np.divide(total, np.float32(x.shape[1]), out=result[rows, columns])
     return result
 
 
@@ -145,12 +146,16 @@ def squares(x: Features) -> NDArray[np.float64]:
 
 
 def _euclidean_block(x: Features, y: Features, xx: NDArray[np.float64], yy: NDArray[np.float64]) -> Features:
-    scale = xx.astype(np.float32)[:, None] + yy.astype(np.float32)[None]
-    squared = scale - 2.0 * (x @ y.T)
-    if np.any(squared < _CANCELLATION * scale):
-        exact = xx[:, None] + yy[None] - 2.0 * (x.astype(np.float64) @ y.T.astype(np.float64))
-        squared = exact.astype(np.float32)
-    distances: Features = np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared)
+    # In place: passes over the block would else cost as much as the product.
+    squared = (np.float32(-2.0) * x) @ y.T
+    squared += yy.astype(np.float32)
+    squared += xx.astype(np.float32)[:, None]
+    # The bound by the largest squares is one pass; only where it fails is every pair looked at.
+    doubtful = squared.min() < _CANCELLATION * (xx.max() + yy.max())
+    if doubtful and np.any(squared < _CANCELLATION * (xx[:, None] + yy)):
+        exact = xx[:, None] + yy - 2.0 * (x.astype(np.float64) @ y.T.astype(np.float64))
+        squared = np.maximum(exact, 0.0).astype(np.float32)
+    distances: Features = np.sqrt(squared, out=squared)
     return distances
 
 

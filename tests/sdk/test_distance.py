@@ -50,7 +50,7 @@ def test_blocks_join_without_seams(metric):
     probe, gallery = rng.standard_normal((600, 2, 5)), rng.standard_normal((2100, 2, 5))
     probe, gallery = probe.astype(np.float32), gallery.astype(np.float32)
     whole = pairwise(probe, gallery, metric)
-    for i, j in ((0, 0), (511, 2047), (512, 2048), (599, 2099), (5, 2050), (590, 3)):
+    for i, j in ((0, 0), (511, 1023), (512, 1024), (599, 2099), (5, 2050), (590, 3)):
         assert whole[i, j] == pytest.approx(float(paired(probe[i : i + 1], gallery[j : j + 1], metric)[0]), abs=2e-6)
 
 
@@ -67,6 +67,18 @@ def test_near_duplicates_do_not_cancel():
     near = maps + np.float32(1e-3) * rng.standard_normal(maps.shape).astype(np.float32)
     np.testing.assert_allclose(np.diagonal(pairwise(maps, near)), paired(maps, near), rtol=1e-3)
     assert np.diagonal(pairwise(maps, maps)).max() < 1e-4  # plain float32 products give about 0.1 here
+
+
+def test_long_and_short_maps_in_one_block_do_not_cancel():
+    """The sums of squares of a block's longest maps say nothing of its short ones, and the other way round."""
+    rng = np.random.default_rng(5)
+    maps = (rng.standard_normal((30, 4, 32)) + 20).astype(np.float32) * np.logspace(-4, 4, 30, dtype=np.float32)[
+        :, None, None
+    ]
+    near = maps * np.float32(1 + 1e-5)
+    found = pairwise(maps, near)
+    np.testing.assert_allclose(np.diagonal(found), paired(maps, near), rtol=1e-2)
+    np.testing.assert_allclose(found, brute(maps, near, "euclidean"), rtol=1e-2)
 
 
 def test_mean_over_strips_is_not_the_norm_of_the_concatenation():

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from gaitsdk import Recognizer, synthetic
 from gaitsdk.bundle import Bundle
-from gaitsdk.errors import BundleError, CalibrationError, GaitError, InputError, OptionError
+from gaitsdk.errors import BundleError, CalibrationError, DatasetError, GaitError, InputError, OptionError
 from gaitsdk.manifest import Calibration
 from gaitsdk_training.calibrate_cli import calibrate as verb
 from gaitsdk_training.evaluation.calibrate import Calibrated, Goal, calibrate_bundle
@@ -321,13 +321,17 @@ def test_calibrate_enrol_identify(tree: Path, bundle: Path, tmp_path: Path) -> N
 def test_bad_input_leaves_the_bundle_as_it_was(tree: Path, bundle: Path, tmp_path: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
     common = ["--data", tree, "--bundle", bundle, "--no-keep"]
+    others = tmp_path / "others.json"
+    others.write_text('{"TRAIN_SET": [], "TEST_SET": ["901"]}')
     cases: list[tuple[list[object], type[GaitError], str]] = [
         (["--fpir", "0.01"], CalibrationError, "40 people: no rate below 7.5 %.*at least 300"),
-        (["--fpir", "0"], OptionError, "above 0 and below 1"),
+        (["--fpir", "2"], OptionError, "fpir: not a rate; got 2.0; .*above 0 and below 1.*1 % is 0.01"),
+        (["--fpir", "0.2", "--fmr", "0"], OptionError, "fmr: not a rate"),
         (["--fpir", "0.2", "--gallery-size", 40], CalibrationError, "at least 41"),
         (["--fpir", "0.2", "--reranker", "carnap"], OptionError, "unknown re-ranker"),
         (["--fpir", "0.2", "--enroll-types", "cl-01"], InputError, "nothing to enrol"),
         (["--fpir", "0.2", "--partition", tmp_path / "none.json"], GaitError, "partition"),
+        (["--fpir", "0.2", "--partition", others], DatasetError, "no sequence of the wanted.*expected some of 901"),
         (["--fpir", "0.2", "--k", "0"], OptionError, "k"),
     ]
     for arguments, kind, message in cases:

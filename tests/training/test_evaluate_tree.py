@@ -18,8 +18,9 @@ from gaitsdk import synthetic
 from gaitsdk.bundle import Bundle
 from gaitsdk.cli import main
 from gaitsdk.datasets import Partition
-from gaitsdk.errors import DatasetError, InputError, OptionError
+from gaitsdk.errors import CalibrationError, DatasetError, InputError, OptionError
 from gaitsdk_training.data import pack
+from gaitsdk_training.evaluation import plots
 from gaitsdk_training.evaluation import tree as tree_module
 from gaitsdk_training.evaluation.evaluate import choose
 from gaitsdk_training.evaluation.sequences import Sequences
@@ -122,6 +123,8 @@ def test_what_names_and_options_tell_is_refused_before_the_embedding(walks: Path
         ({"partition": Partition(("001",), ())}, DatasetError, "identities in the test part"),
         ({"dataset": "casiab"}, DatasetError, "no sequence of the wanted identities"),
         ({"dataset": "grew"}, DatasetError, "not named as in grew"),
+        ({"two_stage": True, "identities": ["001", "002", "003"]}, CalibrationError, "3 people.*at least 4.*Fix"),
+        ({"plots": "nowhere/pictures"}, OptionError, "plots: no picture can be written"),
     ):
         with pytest.raises(error, match=message):
             evaluate_tree(walks, bundle, progress=lambda *_: pytest.fail("embedded"), **options)  # type: ignore[arg-type]
@@ -228,11 +231,38 @@ def test_two_stages_are_shown(walks: Path, tmp_path: Path, capsys: pytest.Captur
     assert "recall@K" in shown and "FNIR at FPIR 1 %" in shown and "thresholds set on" in shown
 
 
+def test_pictures_begin_at_the_figures(
+    walks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: dict[str, Any] = {}
+    for name in ("cmc", "spider", "det"):
+        real = getattr(plots, name)
+
+        def spied(values: Any, name: str = name, real: Any = real, **options: Any) -> Any:
+            drawn[name] = values
+            return real(values, **options)
+
+        monkeypatch.setattr(plots, name, spied)
+    where = tmp_path / "pictures"
+    assert (
+        call("evaluate", "--data", walks, "--two-stage", "--plots", where, "--no-keep", tmp_path / "report.json") == 0
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert sorted(path.name for path in where.iterdir()) == ["cmc.png", "det.png", "spider.png"]
+    assert report["plots"] == [str(where / f"{name}.png") for name in drawn] and "drawn: " in capsys.readouterr().out
+    figures = report["figures"]
+    for method, suffix in (("initial", "_initial"), ("cargait", "")):
+        assert 100 * drawn["cmc"][method]["accuracy"][0] == pytest.approx(figures[f"rank1{suffix}"])
+        assert 100 * drawn["cmc"][method]["accuracy"][4] == pytest.approx(figures[f"rank5{suffix}"])
+        assert drawn["spider"][method] == {name: figures[f"rank1{suffix}/{name}"] for name in ("NM", "BG", "CL")}
+    assert list(drawn["det"])[:2] == ["initial", "cargait, K = 1"]
+
+
 def report(protocol: str, figures: dict[str, Any], **more: Any) -> dict[str, Any]:
     counts = {"probes": 7, "probes_dropped": 2}
     about = {"sequences": 9, "identities": 3, "split": "all", "runtime": "torch", "device": "cpu", "precision": "fp32"}
     rest = {"metric": "euclidean", "reranker": "cargait", "k": 10, "fingerprint": "0123456789abcdef", "gain": None}
-    nothing = {"missing": [], "skipped": [], "submission": None, "two_stage": None}
+    nothing = {"missing": [], "skipped": [], "submission": None, "two_stage": None, "plots": None}
     return {"protocol": protocol, "figures": {**figures, **counts}, **about, **rest, **nothing, **more}
 
 

@@ -13,7 +13,10 @@ import pytest
 
 from gaitsdk.errors import InputError, MissingDependencyError, OptionError
 from gaitsdk.pictures import save_figure
+from gaitsdk_training.evaluation.evaluate import choose, measure
+from gaitsdk_training.evaluation.figures import check_plots, draw
 from gaitsdk_training.evaluation.plots import cmc, det, score_histogram, spider, spiders
+from gaitsdk_training.evaluation.request import Request
 
 pytest.importorskip("matplotlib")
 
@@ -188,3 +191,26 @@ def test_figures_are_written(tmp_path: Path) -> None:
         assert save_figure(figure, tmp_path / name).stat().st_size > 5000
     with pytest.raises(OptionError, match="picture's name"):
         save_figure(figure, tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kinds", "views", "pictures"),
+    [
+        ("oumvlp", ("00", "01"), ("000", "015", "030"), ["cmc", "spider"]),
+        ("oumvlp", ("00", "01"), ("000", "015"), ["cmc"]),
+        ("casiab-cross-view", ("nm-01", "nm-02", "bg-02", "cl-02", "bg-01"), ("000", "018", "036"), ["cmc"]),
+        ("grew", ("01", "02"), ("x",), ["cmc"]),
+    ],
+)
+def test_an_evaluation_draws_what_it_has(
+    protocol: str, kinds: tuple[str, ...], views: tuple[str, ...], pictures: list[str], tmp_path: Path
+) -> None:
+    """A spider plot needs three axes of one kind: conditions, or the views of one condition."""
+    names = [(f"{i:05d}", kind, view) for i in range(4) for kind in kinds for view in views]
+    features = np.random.default_rng(0).standard_normal((len(names), 2, 3)).astype(np.float32)
+    request = Request.check(features, *zip(*names, strict=True), None, 10, None, "euclidean")
+    figures, table = measure(request, protocol)
+    check_plots(tmp_path / "new")
+    files = draw(tmp_path / "new", table, figures, None, choose(protocol), "none")
+    assert files == [str(tmp_path / "new" / f"{name}.png") for name in pictures]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [f"{name}.png" for name in pictures]

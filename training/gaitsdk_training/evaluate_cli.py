@@ -49,6 +49,10 @@ def evaluate(
     two_stage: Annotated[
         bool, typer.Option("--two-stage", help="Also show recall of the list, Rank-1 and FNIR before and after.")
     ] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option(help="Draw CMC and spider plot, with --two-stage the DET curve, into this folder (matplotlib)."),
+    ] = None,
     features: Features = None,
     keep: Keep = True,
     runtime: Runtime = "auto",
@@ -78,6 +82,7 @@ def evaluate(
             cache=feature_folder(features, keep),
             submission_file=submission,
             two_stage=two_stage,
+            plots=plots,
             progress=show,
         )
     if out is not None:

@@ -106,6 +106,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"Rank-1 gain over all rankings {gain['mean']:+.2f} points, {interval}")
     if report["submission"]:
         lines.append(f"for the server: {report['submission']}")
+    if report["plots"]:
+        lines.append(f"drawn: {', '.join(report['plots'])}")
     if missing := report["missing"]:
         more = f", ... ({len(missing)} in all)" if len(missing) > _SHOWN else ""
         lines.append(f"identities of the split that are not there: {', '.join(missing[:_SHOWN])}{more}")

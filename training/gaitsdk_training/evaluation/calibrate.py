@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gaitsdk.errors import DatasetError
 from gaitsdk.manifest import Calibration
 from gaitsdk.pipeline import MAX_K, check_count
 from gaitsdk.rerankers import compares_pairs
@@ -35,6 +34,7 @@ from gaitsdk_training.evaluation.open_set import (
     Searches,
     check_supported,
     measure,
+    people_needed,
     threshold_at,
 )
 from gaitsdk_training.evaluation.pairs import Pairs, pairs
@@ -85,12 +85,16 @@ class Goal:
     enroll_types: tuple[str, ...] | None = None
     plan: Plan = field(default_factory=Plan)
 
+    def __post_init__(self) -> None:
+        people_needed(self.fpir, "fpir")
+        people_needed(self.pair_rate, "fmr")
+
     def galleries(self, pool: Pool) -> dict[int, list[Draw]]:
         """The draws per size.
 
         Raises:
             CalibrationError: too few people for a rate or a size; the message says how many are needed.
-            OptionError: no rate, or no size.
+            OptionError: no size.
         """
         found: dict[int, list[Draw]] = {}
         for size in sorted(set(self.sizes or [default_size(pool, self.plan)])):
@@ -205,8 +209,6 @@ def calibrate_bundle(
         rescorer = create_reranker(reranker, bundle, networks)
         stage = None if progress is None else partial(progress, "embedding")
         features, kept, skipped, _ = embed_sequences(sequences, bundle, networks, cache, stage)
-        if not kept:
-            raise DatasetError("no usable sequence", where=str(root), got=f"{len(sequences)} of the wanted identities")
         used = sequences.take(kept)
         name = reranker if rescorer is None else rescorer.name
         found = calibrate(

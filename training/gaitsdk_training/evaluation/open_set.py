@@ -196,14 +196,16 @@ def smallest_rate(people: int) -> float:
     return 3.0 / people if people else math.inf
 
 
-def people_needed(rate: float) -> int:
-    """How many people it takes to support a rate.
+def people_needed(rate: float, name: str = "rate") -> int:
+    """How many people it takes to support a rate; `name` is what the message calls it.
 
     Raises:
         OptionError: no fraction above 0 and below 1.
     """
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.floating)) or not 0.0 < rate < 1.0:
-        raise OptionError("not a rate", where="rate", got=repr(rate), expected="a fraction above 0 and below 1")
+        raise OptionError(
+            "not a rate", where=name, got=repr(rate), expected="a fraction above 0 and below 1", fix="1 % is 0.01"
+        )
     return math.ceil(3.0 / rate - _ROUNDING)
 
 

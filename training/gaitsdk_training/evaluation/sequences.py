@@ -63,9 +63,22 @@ class Sequences:
         return f"{self.labels[index]}/{self.types[index]}/{self.views[index]}"
 
     def of(self, identities: Iterable[str]) -> Sequences:
-        """Those of some identities."""
+        """Those of some identities.
+
+        Raises:
+            DatasetError: none of them is there.
+        """
         wanted = set(identities)
-        return self.take([index for index, label in enumerate(self.labels) if label in wanted])
+        rows = [index for index, label in enumerate(self.labels) if label in wanted]
+        if not rows:
+            raise DatasetError(
+                "no sequence of the wanted identities",
+                where=str(self.root),
+                got=f"identities {_first_of(set(self.labels))}",
+                expected=f"some of {_first_of(wanted)}" if wanted else "identities in the test part",
+                fix="check that the split belongs to these data",
+            )
+        return self.take(rows)
 
     def take(self, rows: Sequence[int]) -> Sequences:
         """Those at these positions."""
@@ -130,7 +143,7 @@ def embed_sequences(
         and why (`sequence`, `reason`), and the file of the features.
 
     Raises:
-        DatasetError: the cache cannot be written (a full disk).
+        DatasetError: no sequence can be used, or the cache cannot be written (a full disk).
     """
     skipped: dict[int, str] = {}
     shape = (len(sequences), bundle.strips, bundle.dims)
@@ -156,6 +169,10 @@ def embed_sequences(
             skipped[index] = _why(sequences, index)
     reasons = [{"sequence": sequences.name(index), "reason": skipped[index]} for index in sorted(skipped)]
     kept = np.flatnonzero(usable)
+    if not len(kept):
+        first = f", the first: {reasons[0]['reason']}" if reasons else ""
+        got = f"{len(reasons)} unusable sequences{first}"
+        raise DatasetError("no usable sequence", where=str(sequences.root), got=got)
     return features if usable.all() else features[kept], kept.tolist(), reasons, path
 
 
@@ -193,6 +210,11 @@ def _why(sequences: Sequences, index: int) -> str:
     except (SilhouetteError, DatasetError) as error:
         return str(error)
     return "it could not be used when the features were computed"
+
+
+def _first_of(names: set[str], most: int = 5) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f", ... ({len(ordered)} in all)" if len(ordered) > most else "")
 
 
 def _origin(bundle: Bundle, networks: NetworkRuntime) -> dict[str, str]:

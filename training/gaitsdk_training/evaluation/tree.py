@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gaitsdk.datasets import Partition
-from gaitsdk.errors import DatasetError, OptionError
+from gaitsdk.errors import OptionError
 from gaitsdk.pipeline import check_count
 from gaitsdk_training.data.public import PUBLIC_DATASETS, public_dataset
 from gaitsdk_training.evaluation.bootstrap import paired_bootstrap
 from gaitsdk_training.evaluation.evaluate import choose, measure
+from gaitsdk_training.evaluation.figures import check_plots, draw
+from gaitsdk_training.evaluation.galleries import Pool
 from gaitsdk_training.evaluation.grew import GREW, check_submission, submission, write_submission
 from gaitsdk_training.evaluation.hits import HitTable
 from gaitsdk_training.evaluation.protocol import Protocol
 from gaitsdk_training.evaluation.request import Names, Request
 from gaitsdk_training.evaluation.sequences import Sequences, embed_sequences, open_sequences
+from gaitsdk_training.evaluation.two_stage import PLAN, TwoStageReport, halve, two_stage_report
 
 if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
@@ -45,6 +50,7 @@ def evaluate_tree(
     cache: str | os.PathLike[str] | None = None,
     submission_file: str | os.PathLike[str] | None = None,
     two_stage: bool = False,
+    plots: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Embeds every test sequence with a bundle and evaluates it.
@@ -67,6 +73,7 @@ def evaluate_tree(
         cache: folder that keeps the features (see `embed_sequences`); None keeps nothing.
         submission_file: for grew: also write the CSV for the benchmark's server.
         two_stage: also say where the errors are, before and after the re-ranker (`two_stage_report`).
+        plots: folder for the pictures of `evaluation.figures`; None draws none.
         progress: see `Progress`.
 
     Returns:
@@ -74,10 +81,11 @@ def evaluate_tree(
         None without re-ranker), number of `sequences` and `identities`, `split`, wanted identities that are `missing`,
         what was `skipped` and why, `protocol`, `metric`, `runtime`, `device`, `precision` of the features, `reranker`,
         `scope`, `k` (None: the whole gallery), `fingerprint`, the file of the `features`, the `submission`, and
-        `two_stage` (that report with its `columns`, `rows` and `notes`). None = there is none.
+        `two_stage` (that report with its `columns`, `rows` and `notes`), files of the `plots`. None = there is none.
 
     Raises:
         OptionError: unknown protocol, re-ranker or scope, two splits, a submission for another protocol than grew.
+        CalibrationError: too few people for two stages. MissingDependencyError: plots without matplotlib.
         DatasetError: nothing to evaluate. InputError: the names give no gallery or probes; else as for `evaluate`. All
             that names and options can tell is refused before anything is embedded.
     """
@@ -86,15 +94,18 @@ def evaluate_tree(
 
     chosen = choose(protocol)
     _check_submission_file(chosen, submission_file)
-    if two_stage:
-        _check_two_stage(reranker, scope)
     if k is not None:
         check_count(k, "k")
+    if plots is not None:
+        check_plots(plots)
     spec = bundle.manifest.input
     split = _split(open_sequences(root, spec.size, spec.channels), chosen, identities, partition, dataset)
-    chosen.cells(split.names())
+    names = split.names()
+    chosen.cells(names)
     if submission_file is not None:
-        check_submission(split.names())
+        check_submission(names)
+    if two_stage:
+        _check_two_stage(reranker, scope, names, protocol)
     networks = open_runtime(bundle, runtime, device)
     try:
         rescorer = create_reranker(reranker, bundle, networks, scope=scope)
@@ -104,6 +115,7 @@ def evaluate_tree(
         if submission_file is not None:
             write_submission(submission_file, submission(request, _stage(progress, "submission")))
         stages = _two_stage(request, protocol, _stage(progress, "two stages")) if two_stage else None
+        drawn = None if plots is None else draw(plots, table, figures, stages, chosen, reranker)
         used = _used(bundle, networks)
     finally:
         networks.close()
@@ -121,7 +133,8 @@ def evaluate_tree(
         "k": None if scope == "full" and rescorer is not None else length,
         "fingerprint": bundle.fingerprint,
         "submission": None if submission_file is None else str(submission_file),
-        "two_stage": stages,
+        "two_stage": None if stages is None else stages.to_dict(),
+        "plots": drawn,
     }
 
 
@@ -169,14 +182,6 @@ def _split(
     else:
         about = "all identities; no split was named"
     chosen = sequences if wanted is None else sequences.of(wanted)
-    if not len(chosen):
-        raise DatasetError(
-            "no sequence of the wanted identities",
-            where=str(sequences.root),
-            got=f"identities {_first_of(present)}",
-            expected=f"some of {_first_of(wanted)}" if wanted else "identities in the test part",
-            fix="check that the split belongs to these data",
-        )
     probes = frozenset(listed.probe) if listed is not None and protocol.dataset == "gait3d" else None
     return _Split(chosen, about, sorted((wanted or set()) - present), probes)
 
@@ -192,13 +197,6 @@ def _embed(
 ) -> tuple[Request, dict[str, Any]]:
     """What is to be ranked, and what the report says of it."""
     features, kept, skipped, file = embed_sequences(split.sequences, bundle, networks, cache, progress)
-    if not kept:
-        reason = f", the first: {skipped[0]['reason']}" if skipped else ""
-        raise DatasetError(
-            "no usable sequence",
-            where=str(split.sequences.root),
-            got=f"{len(split.sequences)} unusable sequences{reason}",
-        )
     names = split.names(kept)
     columns = names.labels, names.types, names.views
     length = k if reranker is not None else 1
@@ -221,11 +219,6 @@ def _official_test(protocol: Protocol, present: set[str]) -> set[str] | None:
     return test if len(test) == described.test else None
 
 
-def _first_of(names: Iterable[str], most: int = 5) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:most]) + (f", ... ({len(ordered)} in all)" if len(ordered) > most else "")
-
-
 def _check_submission_file(protocol: Protocol, path: str | os.PathLike[str] | None) -> None:
     if path is None:
         return
@@ -234,10 +227,12 @@ def _check_submission_file(protocol: Protocol, path: str | os.PathLike[str] | No
             "only GREW's server takes a submission", where="submission", got=protocol.name, fix="--protocol grew"
         )
     if not Path(path).parent.is_dir():
-        raise OptionError("there is no such folder", where="submission", got=str(Path(path).parent))
+        raise OptionError(
+            "there is no such folder", where="submission", got=str(Path(path).parent), fix="make it, or choose another"
+        )
 
 
-def _check_two_stage(reranker: str, scope: str) -> None:
+def _check_two_stage(reranker: str, scope: str, names: Names, protocol: str) -> None:
     if reranker == "none" or scope != "list":
         raise OptionError(
             "two stages need a re-ranker of lists",
@@ -245,6 +240,8 @@ def _check_two_stage(reranker: str, scope: str) -> None:
             got=f"{reranker}, {scope}",
             fix="--reranker cargait --scope list",
         )
+    blank, columns = np.zeros((len(names.labels), 1, 1), np.float32), (names.labels, names.types, names.views)
+    halve(Pool.check(blank, *columns, protocol=protocol, probe_set=names.probe_set), PLAN)
 
 
 def _used(bundle: Bundle, networks: NetworkRuntime) -> dict[str, str]:
@@ -256,11 +253,9 @@ def _used(bundle: Bundle, networks: NetworkRuntime) -> dict[str, str]:
     return {"runtime": networks.name, "device": networks.device, "precision": precision}
 
 
-def _two_stage(request: Request, protocol: str, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
-    from gaitsdk_training.evaluation.two_stage import two_stage_report
-
+def _two_stage(request: Request, protocol: str, progress: Callable[[int, int], None] | None) -> TwoStageReport:
     names = request.names
-    report = two_stage_report(
+    return two_stage_report(
         request.features,
         names.labels,
         names.types,
@@ -272,7 +267,6 @@ def _two_stage(request: Request, protocol: str, progress: Callable[[int, int], N
         metric=request.metric,
         progress=progress,
     )
-    return {**report.to_dict(), "columns": report.columns, "rows": report.rows(), "notes": report.notes()}
 
 
 def _gain(table: HitTable) -> dict[str, float]:

@@ -41,6 +41,8 @@ from gaitsdk_training.evaluation.ranking import Rescorer
 
 #: Lengths of the list that the report compares.
 LENGTHS = (5, 10, 20, 50)
+#: How galleries are drawn unless something else is said.
+PLAN = Plan(galleries=5)
 #: Called as progress(done, total), in galleries searched.
 Progress = Callable[[int, int], None]
 
@@ -169,6 +171,9 @@ class TwoStageReport:
             "test_people": self.test_people,
             "initial": self.initial.to_dict(),
             "reranked": [each.to_dict() for each in self.reranked],
+            "columns": self.columns,
+            "rows": self.rows(),
+            "notes": self.notes(),
         }
 
 
@@ -185,7 +190,7 @@ def two_stage_report(
     fpirs: Sequence[float] = FPIRS,
     gallery_size: int | None = None,
     probe_set: Iterable[str] | None = None,
-    plan: Plan | None = None,
+    plan: Plan = PLAN,
     metric: str = "euclidean",
     progress: Progress | None = None,
 ) -> TwoStageReport:
@@ -199,27 +204,46 @@ def two_stage_report(
         fpirs: targets, fractions.
         gallery_size: entries; None = half of the people of each half.
         probe_set: of the protocol that lists them. metric: of the shortlist.
-        plan: how galleries are drawn; None = 5 draws.
+        plan: how galleries are drawn.
 
     Raises:
         CalibrationError: too few people for the gallery. InputError, OptionError: unusable arguments.
     """
-    plan = plan or Plan(galleries=5)
     pool = Pool.check(features, labels, types, views, protocol=protocol, probe_set=probe_set, metric=metric)
     for target in fpirs:
         people_needed(target)
     rescorer = list_reranker(reranker)
     if rescorer is None:
         raise InputError("there is one stage only", where="reranker", got="None", fix="name a re-ranker")
-    halves = _halve(pool, plan.seed)
-    size = default_size(halves[1], plan) if gallery_size is None else gallery_size
-    planned = [(half, draws(half, size, plan)) for half in halves]
+    planned = halve(pool, plan, gallery_size)
+    size = len(planned[0][1][0].gallery)
     counts = sorted({min(check_count(each, "k"), size) for each in (k, *(other for other in lengths if other <= size))})
     run = _Run(planned, len(counts) + 1, progress)
     initial = _stage(*run.search(None, 0), 0, fpirs, strangers(*planned[0]))
     reranked = tuple(_stage(*run.search(rescorer, each), each, fpirs, strangers(*planned[0])) for each in counts)
-    people = [len(half.people) for half in halves]
+    people = [len(half.people) for half, _ in planned]
     return TwoStageReport(size, plan, people[0], people[1], initial, reranked)
+
+
+def halve(pool: Pool, plan: Plan, gallery_size: int | None = None) -> list[tuple[Pool, list[Draw]]]:
+    """The people in two halves, each with its galleries; arguments as for `two_stage_report`.
+
+    Raises:
+        CalibrationError: too few people.
+    """
+    people = pool.people
+    if len(people) < 4:
+        raise CalibrationError(
+            "too few people to halve",
+            where="two stages",
+            got=f"{len(people)} people with a probe",
+            expected="at least 4: thresholds are set on one half and measured on the other",
+            fix="bring more people, or ask for the figures alone",
+        )
+    mixed = np.random.default_rng((plan.seed, len(people))).permutation(people)
+    halves = [pool.of(mixed[: len(mixed) // 2]), pool.of(mixed[len(mixed) // 2 :])]
+    size = default_size(halves[1], plan) if gallery_size is None else gallery_size
+    return [(half, draws(half, size, plan)) for half in halves]
 
 
 class _Run:
@@ -241,16 +265,6 @@ class _Run:
                     self.progress(self.done, self.total)
             found.append(Searches.join(parts))
         return found[0], found[1]
-
-
-def _halve(pool: Pool, seed: int) -> tuple[Pool, Pool]:
-    """Two pools of different people."""
-    people = pool.people
-    if len(people) < 4:
-        raise CalibrationError("too few people to halve", where="labels", got=len(people), expected="at least 4")
-    mixed = np.random.default_rng((seed, len(people))).permutation(people)
-    half = len(mixed) // 2
-    return pool.of(mixed[:half]), pool.of(mixed[half:])
 
 
 def _stage(calibration: Searches, test: Searches, k: int, fpirs: Sequence[float], people: int) -> Stage:
