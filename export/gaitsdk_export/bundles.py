@@ -16,6 +16,7 @@ from gaitsdk_export.engine_cache import EngineCache
 from gaitsdk_export.exporters import Made, Options, Skipped, Source
 from gaitsdk_export.formats import DEFAULT_FORMATS, FORMATS, Job, Sizes, parse_capabilities, plan
 from gaitsdk_export.parity import ParityError, ParityReport, Verdict
+from gaitsdk_export.quantised import calibration_walks
 from gaitsdk_export.records import latency, record, script
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def export_bundle(
     capabilities: Sequence[str | int] | None = None,
     task: bool = False,
     cache: EngineCache | None = None,
+    calibration: Path | None = None,
 ) -> list[ExportResult]:
     """Exports the backbone and, where there is one, the re-ranker.
 
@@ -98,31 +100,36 @@ def export_bundle(
         formats: of "onnx", "torchscript", "tensorrt", "tensorrt-rtx".
         verify: compare answers with the eager network; without, the verdict is SKIPPED (free axes are checked still).
         progress: called with a line of text before each artefact, and while an engine is built.
-        precisions: of "fp32", "fp16", "bf16".
+        precisions: of "fp32", "fp16", "bf16", "int8" (the backbone's; always judged as `task` says).
         sizes: that engines are built for.
         capabilities: that TensorRT for RTX builds for, for example (75, 89); default all that it can.
         task: judge Rank-1 and the order of the first ten over 100 synthetic people, too.
         cache: of engines.
+        calibration: tree of walks that INT8 takes its scales from; default synthetic walkers.
 
     Returns:
         One result per network, format and precision.
 
     Raises:
         OptionError: an unknown format or precision, or impossible sizes. BundleError: no bundle there, or its manifest
-            or weights are damaged; damaged artefacts are replaced.
+            or weights are damaged; damaged artefacts are replaced. DatasetError: no walks in `calibration`.
         MissingDependencyError: torch, onnx or onnxscript is not installed.
         ExportError: the bundle cannot be written.
     """
     jobs = plan(formats, precisions)
     tell = progress or (lambda _line: None)
-    options = Options(verify, sizes or Sizes(), parse_capabilities(capabilities), cache or EngineCache(), tell)
     bundle = Bundle.load(bundle_path, artefacts=False)
+    int8 = any(job.precision == "int8" for job in jobs)
+    walks = calibration_walks(bundle, calibration) if int8 else ()
+    able = parse_capabilities(capabilities)
+    options = Options(verify, sizes or Sizes(), able, cache or EngineCache(), tell, walks, calibration)
     try:
         # Beside the bundle: the same file system, so that an artefact moves into it in one step.
         with tempfile.TemporaryDirectory(prefix=".gaitsdk-export-", dir=bundle.path.resolve().parent) as folder:
             sources = [Source(bundle, name, wrapper, Path(folder), options) for name, wrapper in _wrappers(bundle)]
-            trial = _trial(sources) if task else None
-            return [_export_one(source, job, trial) for source in sources for job in jobs]
+            trial = _trial(sources) if task or (verify and int8) else None
+            judged = [job for job in jobs if task or job.precision == "int8"]
+            return [_export_one(source, job, trial if job in judged else None) for source in sources for job in jobs]
     except OSError as error:
         raise ExportError(
             "the artefacts cannot be written",

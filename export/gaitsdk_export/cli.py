@@ -30,7 +30,7 @@ def export(
     to: Annotated[
         str, typer.Option(help="Formats, comma separated: onnx, torchscript, tensorrt, tensorrt-rtx.")
     ] = "onnx,torchscript",
-    precision: Annotated[str, typer.Option(help="Precisions, comma separated: fp32, fp16, bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Precisions, comma separated: fp32, fp16, bf16, int8.")] = "fp32",
     batch: Annotated[str, typer.Option(help="Engines: least:best:most sequences in a call.")] = "1:8:64",
     frames: Annotated[
         str,
@@ -41,6 +41,12 @@ def export(
     ] = None,
     sm: Annotated[
         str | None, typer.Option(help="tensorrt-rtx: compute capabilities, e.g. 75,80,86,89,120; default all it can.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="int8: a tree <root>/<identity>/<type>/<view>/ to take the scales from; synthetic walkers by default."
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the answers with PyTorch's; a difference fails.")
@@ -71,6 +77,7 @@ def export(
             sizes=sizes,
             capabilities=_words(sm or ""),
             task=verdict is Judge.task,
+            calibration=calibration,
         )
     except GaitError as error:
         errors.print(f"error: {error}", style="red", highlight=False, markup=False)

@@ -19,6 +19,7 @@ from gaitsdk_export.formats import Job, Sizes
 from gaitsdk_export.parity import BATCHES, Case, ParityReport
 
 if TYPE_CHECKING:
+    from gaitsdk_export.quantised import Walks
     from gaitsdk_export.to_tensorrt import Target
     from gaitsdk_export.wrappers import ExportWrapper
 
@@ -58,6 +59,7 @@ class Options:
         verify: compare answers with the eager network.
         sizes: that engines are built for.
         capabilities: that TensorRT for RTX builds for; none = all that it can.
+        walks: that INT8 takes its scales from. calibration: the tree that they come from; None = synthetic ones.
         cache: of engines.
         progress: called with lines of text.
     """
@@ -67,6 +69,8 @@ class Options:
     capabilities: tuple[int, ...]
     cache: EngineCache
     progress: Callable[[str], None]
+    walks: Walks = ()
+    calibration: Path | None = None
 
 
 class Source:
@@ -100,7 +104,7 @@ class Source:
             return self._engine(job)
         if job.precision != "fp32":
             raise Skipped(
-                "half precision is made from the ONNX graph; TorchScript, a legacy format, is exported in fp32"
+                "other precisions are made from the ONNX graph; TorchScript, a legacy format, is exported in fp32"
             )
         return self._torchscript()
 
@@ -118,19 +122,29 @@ class Source:
 
         return eager_network(self.wrapper)
 
-    def onnx(self, precision: str) -> Made:
-        """The ONNX graph in a precision, made and compared once; a failure is remembered, too."""
-        if precision not in self._graphs:
+    def onnx(self, precision: str, *, engine: bool = False) -> Made:
+        """The ONNX graph in a precision, made and compared once; a failure is remembered, too.
+
+        Args:
+            engine: as TensorRT takes it, which in INT8 is another graph.
+        """
+        key = f"{precision}-engine" if engine and precision == "int8" else precision
+        if key not in self._graphs:
             try:
-                self._graphs[precision] = self._fp32() if precision == "fp32" else self._half(precision)
+                self._graphs[key] = self._make_graph(precision, engine)
             except MissingDependencyError:
                 raise
             except ExportError as error:
-                self._graphs[precision] = error
-        made = self._graphs[precision]
+                self._graphs[key] = error
+        made = self._graphs[key]
         if isinstance(made, ExportError):
             raise made
         return made
+
+    def _make_graph(self, precision: str, engine: bool) -> Made:
+        if precision == "fp32":
+            return self._fp32()
+        return self._int8(engine) if precision == "int8" else self._half(precision)
 
     @property
     def _metadata(self) -> dict[str, str]:
@@ -159,23 +173,44 @@ class Source:
         import onnx
 
         from gaitsdk_export.half import to_half
-        from gaitsdk_export.to_onnx import assert_dynamic, onnx_network
+        from gaitsdk_export.to_onnx import onnx_network
 
         exact = onnx.load(str(self.onnx("fp32").path))
         path = self._file(f"onnx-{precision}")
         onnx.save(to_half(exact, precision), str(path))
-        assert_dynamic(self.wrapper, path)
         if precision == "fp16":
             run, arithmetic = onnx_network(path), "ONNX Runtime on the CPU; adds up in float32"
         else:  # ONNX Runtime has no bfloat16 kernels on a CPU
             run = onnx_network(to_half(exact, precision, emulate=True).SerializeToString())
             arithmetic = "ONNX Runtime on the CPU, emulated: every value rounded to bfloat16, sums in float32"
+        return self._compared(precision, path, run, {"arithmetic": arithmetic}, emulated=precision == "bf16")
+
+    def _int8(self, engine: bool) -> Made:
+        import onnx
+
+        from gaitsdk_export.quantised import to_int8
+        from gaitsdk_export.to_onnx import onnx_network
+
+        if self.network != "backbone":
+            raise Skipped(
+                "INT8 is for the backbone: a re-ranker is little work, and its order hangs on small differences"
+            )
+        walks, tree = self.options.walks, self.options.calibration
+        path = self._file("onnx-int8").with_stem(f"{self.network}.int8{'-engine' if engine else ''}")
+        onnx.save(to_int8(onnx.load(str(self.onnx("fp32").path)), walks, engine=engine), str(path))
+        notes = {"calibration": {"walks": len(walks), "from": "synthetic walkers" if tree is None else str(tree)}}
+        return self._compared("int8", path, onnx_network(path), notes)
+
+    def _compared(self, precision: str, path: Path, run: Run, notes: dict[str, Any], emulated: bool = False) -> Made:
+        """A graph that was made of the exact one, judged."""
+        from gaitsdk_export.to_onnx import assert_dynamic
+
+        assert_dynamic(self.wrapper, path)
         report = None
         if self.options.verify:
             report = parity.check(self.eager, run, self.cases(), parity.TOLERANCES[precision])
             report.raise_for_verdict(str(path.name))
-        reason = None if report else "not compared, as asked for"
-        return Made(path, report, run, {"arithmetic": arithmetic}, reason, emulated=precision == "bf16")
+        return Made(path, report, run, notes, None if report else "not compared, as asked for", emulated)
 
     def _engine(self, job: Job) -> Made:
         from gaitsdk_export.to_tensorrt import build_engine, engine_shapes, find_target
@@ -186,7 +221,7 @@ class Source:
             target = find_target(job.format, trt, job.precision, options.capabilities)
         except (MissingDependencyError, RuntimeUnavailableError) as error:
             raise Skipped(str(error)) from error
-        graph = self.onnx(job.precision).path.read_bytes()
+        graph = self.onnx(job.precision, engine=True).path.read_bytes()
         profiles = options.sizes.profiles(self.wrapper, self.bundle.manifest.k)
         key = target.key(graph, job.precision, profiles)
         engine, built = options.cache.get_or_build(

@@ -2,7 +2,8 @@
 
 Gates (float32): largest absolute difference <= 1e-4, smallest cosine >= 0.99999, candidates in the same order.
 Half precision: cosine >= 0.999, largest difference <= a few percent of the largest value, clearly different candidates
-in the same order. Engines in float32: cosine >= 0.9999. A value that is not finite fails everywhere.
+in the same order. INT8: cosine >= 0.99. Engines in float32: cosine >= 0.9999.
+A value that is not finite fails everywhere.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ TOLERANCES = {
     "fp32": Tolerance(),
     "fp16": Tolerance(max_abs=None, cosine=0.999, relative=0.02),
     "bf16": Tolerance(max_abs=None, cosine=0.999, relative=0.05),
+    "int8": Tolerance(max_abs=None, cosine=0.99, relative=0.1),
 }
 ENGINE_TOLERANCES = {**TOLERANCES, "fp32": Tolerance(max_abs=None, cosine=0.9999, relative=1e-3)}
 

@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gaitsdk_export.cases import embedder_cases, reranker_cases
-from gaitsdk_export.formats import Job, Sizes
+from gaitsdk_export.formats import Job
 from gaitsdk_export.parity import Verdict
 
 if TYPE_CHECKING:
-    from gaitsdk_export.exporters import Made, Source
+    from gaitsdk_export.exporters import Made, Options, Source
     from gaitsdk_export.task import TaskFigures
 
 
@@ -51,16 +51,19 @@ def record(
         "people": task.to_dict() if task else None,
         "latency_ms": latency,
         "machine": platform.machine(),
-        "reproduce": command(bundle.path.name, job, source.options.sizes, source.options.capabilities),
+        "reproduce": command(bundle.path.name, job, source.options),
         **made.notes,
     }
 
 
-def command(bundle: str, job: Job, sizes: Sizes, capabilities: tuple[int, ...]) -> str:
+def command(bundle: str, job: Job, options: Options) -> str:
     """The line that makes one artefact again."""
+    sizes, capabilities = options.sizes, options.capabilities
     words = ["gaitsdk", "export", bundle, "--to", job.format]
     if job.precision != "fp32":
         words += ["--precision", job.precision]
+    if job.precision == "int8" and options.calibration is not None:
+        words += ["--calibration", str(options.calibration)]
     if job.format in ("tensorrt", "tensorrt-rtx"):
         words += ["--batch", str(sizes.batch), "--frames", ",".join(map(str, sizes.frames))]
         if sizes.candidates is not None:

@@ -158,6 +158,8 @@ def _export(wrapper: ExportWrapper, path: Path) -> None:
                 dynamic_shapes=shapes,
                 verbose=False,
             )
+        except OSError:
+            raise  # a full disk, say: nothing is wrong with the network
         # torch raises a dozen unrelated types here, some of them private.
         except Exception as error:
             raise ExportError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -70,7 +71,8 @@ def _trace(wrapper: ExportWrapper, path: Path, metadata: dict[str, str]) -> list
         try:
             # check_trace would only repeat the same input; parity runs many.
             traced = _jit.freeze(_jit.trace(wrapper, wrapper.example(), check_trace=False).eval())
-            _jit.save(traced, os.fspath(path), _extra_files={"gaitsdk.json": json.dumps(notes, sort_keys=True)})
+            content = io.BytesIO()  # torch's own writer ends the whole process where the disk is full
+            _jit.save(traced, content, _extra_files={"gaitsdk.json": json.dumps(notes, sort_keys=True)})
         except (RuntimeError, TypeError, ValueError) as error:
             raise ExportError(
                 f"torch cannot trace the {wrapper.role}",
@@ -78,6 +80,7 @@ def _trace(wrapper: ExportWrapper, path: Path, metadata: dict[str, str]) -> list
                 got=str(error).strip()[:400],
                 fix="keep runtime='torch' for this model",
             ) from error
+    path.write_bytes(content.getvalue())
     for each in caught:
         if not issubclass(each.category, _jit.TracerWarning):
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Network = Literal["backbone", "reranker"]
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _FORMAT_SUFFIX = {"onnx": ".onnx", "torchscript": ".torchscript", "tensorrt": ".plan", "tensorrt-rtx": ".rtx.plan"}
 
 
@@ -135,7 +135,7 @@ class Bundle:
             work.chmod(0o755)
             for file in work.iterdir():
                 file.chmod(0o644)  # a server runs as another user
-            _replace_folder(work, target)
+            replace_folder(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return cls.load(target)
@@ -259,7 +259,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _replace_folder(new: Path, target: Path) -> None:
+def replace_folder(new: Path, target: Path) -> None:
     """Puts `new` in the place of `target`. The old one is moved aside first and comes back if anything fails."""
     old = new.with_name(f"{new.name}.old")
     if target.exists():

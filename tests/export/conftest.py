@@ -79,6 +79,19 @@ def graph_of(
 
 
 @pytest.fixture(scope="session")
+def bare_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle with random weights and without artefacts, which take long to make; copy it before changing it."""
+    pytest.importorskip("torch")
+    from gaitsdk.bundle import Bundle
+    from gaitsdk.models import create
+    from gaitsdk.models.cargait import CarGait
+
+    path = tmp_path_factory.mktemp("bundle") / "bare.gait"
+    backbone = create("gaitbase", channels=(8, 8, 16, 16), stem_stride=2, strides=(1, 2, 1, 1), dims=32, strips=16)
+    return Bundle.create(path, backbone=backbone, reranker=CarGait(dims=32, width=32, heads=4)).path
+
+
+@pytest.fixture(scope="session")
 def rtx() -> Any:
     """TensorRT for RTX, which builds engines without a GPU."""
     from gaitsdk.errors import MissingDependencyError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from gaitsdk.bundle import Bundle
+from gaitsdk.errors import ExportError
 from gaitsdk_export import exporters, task
 from gaitsdk_export.bundles import ExportResult, export_bundle
 from gaitsdk_export.cases import embedder_cases
@@ -148,6 +150,25 @@ def test_a_folder_that_cannot_be_written_is_told(command, bundle_path, monkeypat
     done = command(bundle_path, "--to", "torchscript")
     assert done.exit_code == 1
     assert "/a/folder: the artefacts cannot be written; got Permission denied" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_a_full_disk_changes_nothing(bundle_path, format):
+    """A real limit on the size of files: the first large write fails half way."""
+    before = sorted(each.name for each in bundle_path.rglob("*")), (bundle_path / "manifest.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, limits[1]))
+    try:
+        reasons = [each.reason for each in export_bundle(bundle_path, [format], verify=False) if each.path is None]
+    except ExportError as error:
+        reasons = [str(error)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert reasons and all("File too large" in each or "write" in each for each in reasons), reasons
+    after = sorted(each.name for each in bundle_path.rglob("*")), (bundle_path / "manifest.json").read_bytes()
+    assert after == before
+    assert [each.name for each in bundle_path.parent.iterdir()] == ["tiny.gait"]
+    Bundle.load(bundle_path)  # every checksum holds
 
 
 def test_ctrl_c_leaves_nothing(bundle_path, monkeypatch):

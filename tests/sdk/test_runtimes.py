@@ -26,6 +26,7 @@ from gaitsdk.errors import (
     UnknownRuntimeError,
 )
 from gaitsdk.runtimes import NetworkRuntime, open_runtime, protocol
+from gaitsdk.runtimes.torch_runtime import Graphs
 
 torch = pytest.importorskip("torch")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -35,6 +36,7 @@ from gaitsdk.models import create  # noqa: E402
 from gaitsdk.models.cargait import CarGait  # noqa: E402
 
 NAMES = ("torch", "torchscript", "onnx")
+HALF = ("torch-bf16", "torch-fp16")
 
 
 def build(path, reranker=True):
@@ -245,7 +247,7 @@ def test_missing_artefact_and_missing_reranker(bare):
 
 
 def test_unknown_and_unavailable_runtimes(bundle):
-    with pytest.raises(UnknownRuntimeError, match=r"auto, onnx, torchscript, torch.*did you mean 'onnx'"):
+    with pytest.raises(UnknownRuntimeError, match=r"auto, onnx, torchscript, torch, onnx-int8.*did you mean 'onnx'"):
         open_runtime(bundle, "onx")
     with pytest.raises(RuntimeUnavailableError, match="TensorRT"):
         open_runtime(bundle, "tensorrt")
@@ -397,3 +399,153 @@ def test_missing_package_names_the_pip_line(bundle, name, package, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError, match=f"pip install {package}"):
         open_runtime(bundle, name)
+
+
+@pytest.mark.parametrize("kind", ["beside", "absolute", "..", "symlink", "hardlink"])
+def test_an_artefact_with_weights_in_other_files_is_refused(bundle, tmp_path, monkeypatch, kind):
+    onnx = pytest.importorskip("onnx")
+    copy, outside = tmp_path / "copy.gait", tmp_path / "outside"
+    shutil.copytree(bundle.path, copy)
+    outside.mkdir()
+    loaded = Bundle.load(copy)
+    artefact = loaded.artefact("backbone", "onnx")
+    record = json.loads(artefact.with_name(f"{artefact.name}.export.json").read_text())
+    model = onnx.load(artefact)
+    tensor = max(model.graph.initializer, key=lambda each: len(each.raw_data))
+    (outside / "weights.bin").write_bytes(tensor.raw_data)
+    here, name = artefact.parent, "weights.bin"
+    if kind == "beside":
+        (here / name).write_bytes(tensor.raw_data)
+    elif kind == "symlink":
+        (here / name).symlink_to(outside / name)
+    elif kind == "hardlink":
+        os.link(outside / name, here / name)
+    else:
+        name = str(outside / name) if kind == "absolute" else f"../../outside/{name}"
+    tensor.external_data.add(key="location", value=name)
+    tensor.external_data.add(key="length", value=str(len(tensor.raw_data)))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.ClearField("raw_data")
+    forged = tmp_path / "forged.onnx"
+    forged.write_bytes(model.SerializeToString())
+    record["sha256"] = hashlib.sha256(forged.read_bytes()).hexdigest()
+    loaded.add_artefact("backbone", "onnx", forged, record)
+    monkeypatch.chdir(here)  # ONNX Runtime looks in the current folder where it is told of none
+    with pytest.raises(BundleError, match="cannot load the artefact"):
+        open_runtime(loaded, "onnx")
+
+
+def test_an_artefact_of_an_opset_that_nobody_knows_is_refused(bundle, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    copy = tmp_path / "copy.gait"
+    shutil.copytree(bundle.path, copy)
+    loaded = Bundle.load(copy)
+    artefact = loaded.artefact("backbone", "onnx")
+    record = json.loads(artefact.with_name(f"{artefact.name}.export.json").read_text())
+    model = onnx.load(artefact)
+    model.opset_import[0].version = 9999
+    forged = tmp_path / "forged.onnx"
+    forged.write_bytes(model.SerializeToString())
+    record["sha256"] = hashlib.sha256(forged.read_bytes()).hexdigest()
+    loaded.add_artefact("backbone", "onnx", forged, record)
+    with pytest.raises(BundleError, match=r"cannot load the artefact.*upgrade onnxruntime"):
+        open_runtime(loaded, "onnx")
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_is_near_and_leaves_the_reranker_alone(bundle, eager, walks, name):
+    runtime = open_runtime(bundle, name, "cpu")
+    exact, found = eager[0](walks), runtime.embed(walks)
+    assert (runtime.name, found.dtype) == (name, np.float32)
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.03
+    probe, candidates = pairs(bundle, 2, 3)
+    np.testing.assert_allclose(runtime.rerank(probe, candidates), eager[1](probe, candidates), atol=1e-5)
+
+
+class TestGraphs:
+    """One CUDA graph per size, without CUDA: what is captured, padded, kept and let go."""
+
+    @pytest.fixture
+    def graphs(self):
+        captured, eager = [], []
+
+        def answer(batch):
+            return batch.reshape(*batch.shape[:2], -1).max(axis=1)[:, :1, None].astype(np.float32)
+
+        def capture(example):
+            if example.shape[1] == 104:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            captured.append(example.shape[:2])
+            return answer
+
+        def plain(batch):
+            eager.append(batch.shape[:2])
+            return answer(batch)
+
+        return lambda cyclic: (Graphs(capture, plain, cyclic), captured, eager)
+
+    def batch(self, count, length):
+        return np.arange(count * length, dtype=np.uint8).reshape(count, length, 1, 1).repeat(4, axis=2)
+
+    def test_near_sizes_share_a_graph_and_padding_is_cut_off(self, graphs):
+        run, captured, eager = graphs(cyclic=True)
+        for count, length in ((3, 13), (4, 16), (3, 9), (1, 9)):
+            batch = self.batch(count, length)
+            np.testing.assert_array_equal(run(batch)[:, 0, 0], batch.max(axis=(1, 2, 3)))
+        assert captured == [(4, 16), (1, 16)] and not eager
+
+    def test_frames_are_not_repeated_where_that_changes_answers(self, graphs):
+        run, captured, _ = graphs(cyclic=False)
+        for length in (13, 16, 13):
+            run(self.batch(3, length))
+        assert captured == [(4, 13), (4, 16)]
+
+    def test_what_cannot_be_captured_runs_eagerly(self, graphs, caplog):
+        run, captured, eager = graphs(cyclic=True)
+        for _ in range(2):
+            assert len(run(self.batch(1, 100))) == 1
+        assert not captured and eager == [(1, 104)] * 2
+        assert [each.message.split(": ")[1] for each in caplog.records] == [
+            "operation not permitted when stream is capturing"
+        ]  # told once
+
+    def test_large_calls_get_no_graph(self, graphs):
+        run, captured, eager = graphs(cyclic=True)
+        for count, length in ((65, 8), (1, 241)):
+            assert len(run(self.batch(count, length))) == count
+        assert not captured and eager == [(65, 8), (1, 241)]
+
+    def test_the_size_not_used_for_longest_makes_room(self, graphs):
+        run, captured, _ = graphs(cyclic=True)
+        for length in (8, 16, 24, 32, 40, 48, 56, 64):
+            run(self.batch(1, length))
+        run(self.batch(1, 8))  # used again: 16 is the oldest now
+        run(self.batch(1, 72))
+        run(self.batch(1, 8))
+        assert len(captured) == 9
+        run(self.batch(1, 16))
+        assert captured[-1] == (1, 16) and len(captured) == 10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ["torch", *HALF])
+def test_cuda_graphs_give_the_eager_answers(bundle, eager, walks, name):
+    runtime = open_runtime(bundle, name, "cuda")
+    for count in (1, 3, 4):
+        exact = eager[0](walks[:count])
+        for _ in range(2):
+            np.testing.assert_allclose(runtime.embed(walks[:count]), exact, atol=0.03 * np.abs(exact).max())
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_gpu_provider_that_does_not_start_is_told(bundle, walks, monkeypatch, caplog):
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    if "CUDAExecutionProvider" in onnxruntime.capi.onnxruntime_pybind11_state.get_available_providers():
+        pytest.skip("it does start here")
+    runtime = open_runtime(bundle, "onnx", "auto")
+    assert (runtime.device, runtime.providers) == ("cpu", ("CPUExecutionProvider",))
+    assert "does not start here: the CPU is used" in caplog.text
+    with pytest.raises(RuntimeUnavailableError, match="does not start here"):
+        open_runtime(bundle, "onnx", "cuda")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gaitsdk.rerankers import RERANKERS
+from gaitsdk.runtimes import BY_NAME, RUNTIMES
 
 Data = Annotated[
     Path, typer.Option(help="A tree <root>/<id>/<type>/<view>/ with .pkl, .npz, .npy or PNG files, or a packed file.")
@@ -24,7 +25,7 @@ Features = Annotated[
     typer.Option(help="Folder that keeps the features, which are computed once; in the user's cache by default."),
 ]
 Keep = Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the features on disk.")]
-Runtime = Annotated[str, typer.Option(help="auto, onnx, torch, torchscript or tensorrt.")]
+Runtime = Annotated[str, typer.Option(help=f"auto, {', '.join((*RUNTIMES, *BY_NAME))}.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 

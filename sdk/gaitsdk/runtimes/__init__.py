@@ -1,8 +1,11 @@
 """Runtimes: what executes a bundle's networks. `open_runtime` picks one; all of them give the same answers.
 
-torch        PyTorch, eager: any device that torch has; needs no artefact
+torch        PyTorch: any device that torch has; needs no artefact
+torch-bf16   the same with the backbone's convolutions in half precision; only when asked for by name
+torch-fp16   likewise
 torchscript  the traced artefact (legacy, for those who serve it)
 onnx         ONNX Runtime: the default, needs no torch
+onnx-int8    the same with the backbone in INT8, where the bundle has one; only when asked for by name
 tensorrt     engines of TensorRT or TensorRT for RTX, on the GPU that they were built for; only when asked for by name
 """
 
@@ -20,12 +23,14 @@ from gaitsdk.runtimes.protocol import NetworkRuntime, has_artefacts
 if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
 
-__all__ = ["RUNTIMES", "NetworkRuntime", "open_runtime"]
+__all__ = ["BY_NAME", "RUNTIMES", "NetworkRuntime", "open_runtime"]
 
 logger = logging.getLogger(__name__)
 
 #: Runtimes of this process, in the order in which "auto" tries them.
 RUNTIMES = ("onnx", "torchscript", "torch")
+#: Those that are only used when asked for: features differ a little, or an engine fits one machine.
+BY_NAME = ("onnx-int8", "torch-bf16", "torch-fp16", "tensorrt")
 
 
 def open_runtime(
@@ -39,9 +44,8 @@ def open_runtime(
 
     Args:
         bundle: from `Bundle.load`.
-        runtime: "tensorrt", or "onnx", "torchscript", "torch", or "auto": the first of these three whose artefacts and
-            package are there, and that has a GPU where `device` asks for one. "auto" never skips an artefact that is
-            there but damaged.
+        runtime: one of RUNTIMES or BY_NAME, or "auto": the first of RUNTIMES whose artefacts and package are there, and
+            that has a GPU where `device` asks for one. "auto" never skips an artefact that is there but damaged.
         device: "cpu", "cuda", "cuda:N", or "auto": the GPU where the chosen runtime has one, else the CPU.
             A GPU that is asked for by name is used or refused, never replaced by the CPU.
         threads: CPU threads of the backbone; default `min(4, cores)` (torch: torch's own setting).
@@ -60,18 +64,18 @@ def open_runtime(
     """
     _check_options(device, threads, reranker_threads)
     chosen = _choose(bundle, device) if runtime == "auto" else runtime
-    if chosen == "onnx":
+    if chosen in ("onnx", "onnx-int8"):
         from gaitsdk.runtimes.onnx_runtime import OnnxRuntime
 
-        return OnnxRuntime(bundle, device, threads, reranker_threads)
+        return OnnxRuntime(bundle, device, threads, reranker_threads, kind=chosen)
     if chosen == "torchscript":
         from gaitsdk.runtimes.torchscript_runtime import TorchScriptRuntime
 
         return TorchScriptRuntime(bundle, device, threads)
-    if chosen == "torch":
+    if chosen in ("torch", "torch-bf16", "torch-fp16"):
         from gaitsdk.runtimes.torch_runtime import TorchRuntime
 
-        return TorchRuntime(bundle, device, threads)
+        return TorchRuntime(bundle, device, threads, chosen)
     if chosen == "tensorrt":
         from gaitsdk.runtimes.tensorrt_runtime import TensorRTRuntime
 
@@ -115,8 +119,8 @@ def _refusal(name: str) -> UnknownRuntimeError | RuntimeUnavailableError:
             where="runtime 'triton'",
             fix="Recognizer.connect('grpc://HOST:8001')",
         )
-    known = ["auto", *RUNTIMES]
-    near = difflib.get_close_matches(str(name), [*known, "tensorrt"], n=1)
+    known = ["auto", *RUNTIMES, *BY_NAME]
+    near = difflib.get_close_matches(str(name), known, n=1)
     return UnknownRuntimeError(
         "no runtime has this name",
         where="runtime",

@@ -58,6 +58,11 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def default_threads() -> int:
+    """CPU threads of a backbone where nobody says how many."""
+    return min(4, cores())
+
+
 class OnnxRuntime:
     """Runs `artefacts/*.onnx` with ONNX Runtime. `InferenceSession.run` may be called from several threads.
 
@@ -66,9 +71,8 @@ class OnnxRuntime:
         device: "auto" (CUDA where it really works, else the CPU), "cpu", "cuda" or "cuda:N".
         threads: of the backbone; default min(4, cores).
         reranker_threads: of the re-ranker; default 1.
+        kind: of the backbone's artefact, "onnx" or "onnx-int8"; the re-ranker is fp32 either way.
     """
-
-    name = "onnx"
 
     def __init__(
         self,
@@ -76,11 +80,12 @@ class OnnxRuntime:
         device: str = "auto",
         threads: int | None = None,
         reranker_threads: int | None = None,
+        kind: str = "onnx",
     ) -> None:
         ort = import_onnxruntime()
-        self._bundle = bundle
+        self.name, self._bundle = kind, bundle
         providers = _providers(ort, device)
-        backbone = _session(ort, bundle, "backbone", threads or min(4, cores()), providers)
+        backbone = _session(ort, bundle, "backbone", threads or default_threads(), providers, kind)
         self.device = _device_in_use(backbone)
         if device.startswith("cuda") and self.device == "cpu":
             raise RuntimeUnavailableError(
@@ -89,6 +94,9 @@ class OnnxRuntime:
                 got=f"active providers {backbone.get_providers()}",
                 fix="install the CUDA and cuDNN versions that this onnxruntime-gpu names, or device='cpu'",
             )
+        if self.device == "cpu" and len(providers) > 1:
+            logger.warning("ONNX Runtime has a CUDA provider that does not start here: the CPU is used")
+        self.providers: tuple[str, ...] = tuple(backbone.get_providers())  # really in use
         self._backbone: Any | None = backbone
         self._reranker: Any | None = None
         if bundle.manifest.reranker is not None:
@@ -158,12 +166,17 @@ def _device_in_use(session: Any) -> str:
     return f"cuda:{session.get_provider_options()[_CUDA].get('device_id', '0')}"
 
 
-def _session(ort: Any, bundle: Bundle, network: Network, threads: int, providers: list[Any]) -> Any:
-    artefact = read_artefact(bundle, network, "onnx")
+def _session(ort: Any, bundle: Bundle, network: Network, threads: int, providers: list[Any], kind: str = "onnx") -> Any:
+    artefact = read_artefact(bundle, network, kind)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Threads that wait busily for the next call take the cores of other calls: a twentieth slower alone, a quarter faster
+    # with eight callers on two cores (docs/serving_load.md).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; its warnings are about its own graph rewriting
+    # Weights lie in the artefact. One that names other files is refused, wherever those lie: there is no such folder.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", artefact.path)
     try:
         session = ort.InferenceSession(artefact.content, options, providers=providers)
     # Its exceptions have no public base class but Exception, and one for each of its status codes.
@@ -172,7 +185,7 @@ def _session(ort: Any, bundle: Bundle, network: Network, threads: int, providers
             "ONNX Runtime cannot load the artefact",
             where=artefact.path,
             got=str(error).splitlines()[0],
-            fix=f"upgrade onnxruntime, or: gaitsdk export {bundle.path} --to onnx",
+            fix=f"upgrade onnxruntime, or: gaitsdk export {bundle.path} --to {kind}",
         ) from error
     found = session.get_modelmeta().custom_metadata_map.get("gaitsdk.fingerprint")
     if found != bundle.fingerprint:
@@ -181,6 +194,6 @@ def _session(ort: Any, bundle: Bundle, network: Network, threads: int, providers
             where=artefact.path,
             got=f"fingerprint {found}",
             expected=f"fingerprint {bundle.fingerprint}",
-            fix=f"re-export: gaitsdk export {bundle.path} --to onnx",
+            fix=f"re-export: gaitsdk export {bundle.path} --to {kind}",
         )
     return session
