@@ -10,7 +10,7 @@ TRITON_WHEEL := nvidia-pytriton==0.7.0
 TENSORRT_RTX := tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup demo test test-models lint bench bundle clean
+.PHONY: help setup demo test test-models test-serving lint bench bundle clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,11 @@ test: setup lint  ## format, types and every test (a quarter of an hour on two c
 test-models: setup  ## export every backbone at its published sizes and compare (an hour on two cores)
 	$(BIN)/python -m pytest -m models
 
+SOAK ?= 3600
+test-serving: setup  ## load, kills and dropped requests on a real server, then an hour's soak (SOAK=seconds)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m serving
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/load.py --soak $(SOAK) --max-batch 2 --max-queue 4 --instances 2 --threads 1
+
 lint: $(VENV)/.ready  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,7 +56,7 @@ bundle: setup  ## train the shipped bundle again on synthetic walkers (about an 
 	$(BIN)/gaitsdk deploy --out triton_models
 
 # What needs nothing but this machine; proof_of_learning.py (hours), real_walks.py and reproduce.py (data) by hand.
-BENCHMARKS := import_time synthetic_walkers shipped_bundle data_loading training_step rerankers evaluation open_set gaitmpl_readings backbones
+BENCHMARKS := import_time embed rerank export_matrix synthetic_walkers shipped_bundle data_loading training_step rerankers evaluation open_set gaitmpl_readings backbones
 bench: setup  ## the committed measurements, again on this machine (hours)
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 

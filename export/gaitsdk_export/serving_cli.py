@@ -1,4 +1,4 @@
-"""`gaitsdk serve` and `gaitsdk deploy`: a Triton server on this machine, and the model repository for another one."""
+"""`gaitsdk serve`: a Triton server on this machine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from gaitsdk.errors import OptionError, ServerError
 from gaitsdk.recognizer import default_gallery
-from gaitsdk.rerankers import RERANKERS
+from gaitsdk.runtimes import BY_NAME, RUNTIMES
+from gaitsdk.runtimes.addresses import is_loopback
+from gaitsdk_export.deploy_cli import Bundle, Reranker, say
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from gaitsdk_export.triton.backend import Settings
     from gaitsdk_export.triton.server import TritonServer
 
-console = Console(stderr=True)
-Bundle = Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipped one by default.")]
-Reranker = Annotated[str, typer.Option(help=f"{', '.join(RERANKERS)}; with none the shortlist's order is the answer.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 = any free one.")]
 
 
@@ -36,16 +34,30 @@ def serve(
     grpc_port: Port = 8001,
     metrics_port: Port = 8002,
     reranker: Reranker = "cargait",
-    runtime: Annotated[str, typer.Option(help="auto, onnx, torch or torchscript.")] = "auto",
+    rendering: Annotated[str, typer.Option(help="portable or tensorrt, as of gaitsdk deploy.")] = "portable",
+    runtime: Annotated[str, typer.Option(help=f"auto, {', '.join((*RUNTIMES, *BY_NAME))}.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the backbone.")] = None,
     instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, each in a process of its own.")] = 1,
-    log: Annotated[Path | None, typer.Option(help="Keep the server's log in this file.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Keep the server's log in this file; - prints it.")] = None,
+    log_format: Annotated[str, typer.Option(help="Of the models' lines in the log: json or text.")] = "json",
+    audit: Annotated[
+        Path | None, typer.Option(help="Add a line to this file for every enrol, identify and delete.")
+    ] = None,
+    audit_identities: Annotated[str, typer.Option(help="How the audit names people: hash or plain.")] = "hash",
+    production: Annotated[
+        bool, typer.Option("--production", help="Refuse what is fit for tests and demos only.")
+    ] = False,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="A proxy asks for tokens, and nobody reaches --host but through it.")
+    ] = False,
 ) -> None:
     """Serve a bundle and a gallery with a Triton server, until Ctrl-C or SIGTERM."""
+    from gaitsdk_export.triton.audit import Audit
     from gaitsdk_export.triton.backend import Settings
+    from gaitsdk_export.triton.configurations import Options
     from gaitsdk_export.triton.leftovers import make_folder
-    from gaitsdk_export.triton.repository import Options, render
+    from gaitsdk_export.triton.repository import render
     from gaitsdk_export.triton.server import TritonServer
 
     people = Path(default_gallery() if gallery is None else gallery).absolute()
@@ -55,7 +67,14 @@ def serve(
         runtime=runtime,
         device=device,
         threads=threads,
+        log_format=log_format,
+        audit=None if audit is None else str(audit.absolute()),
+        audit_identities=audit_identities,
     )
+    fenced = behind_proxy or is_loopback(host)
+    if production:
+        check_production(settings, reranker, fenced=fenced)
+    Audit(settings.audit).write([])  # refuses a file that cannot be written
     check_networks(settings, reranker)
     folder = make_folder("models")
     try:
@@ -66,15 +85,58 @@ def serve(
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
-            log=log,
+            log=log if log is None else str(log),
+            production=production,
         )
         prepare_gallery(settings)
-        render(bundle, server.repository, Options(instances=instances, reranker=reranker))
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            _say("whoever reaches this address may enrol and delete: fence it with a proxy", style="yellow")
+        render(bundle, server.repository, Options(rendering, instances=instances, reranker=reranker))
+        if production:
+            check_memory(server.repository)
+        if not fenced:
+            say("whoever reaches this address may enrol and delete: fence it with a proxy", style="yellow")
         _run(server, people)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_production(settings: Settings, reranker: str, *, fenced: bool) -> None:
+    """Refuses a deployment that no operator should answer for.
+
+    Raises:
+        OptionError: everybody may enrol and delete, nobody can tell afterwards who did, or no answer will ever say
+            "known" or "unknown". CalibrationError: the thresholds are another re-ranker's.
+    """
+    from gaitsdk.bundle import Bundle
+    from gaitsdk.calibration import choose
+    from gaitsdk.rerankers import check_reranker, list_length
+
+    if not fenced:
+        raise OptionError(
+            "Triton asks nobody for a token",
+            where="--host",
+            expected="this machine's own address, such as 127.0.0.1",
+            fix="put a proxy in front that does (deploy/), let nobody around it, and say --behind-proxy",
+        )
+    if settings.audit is None:
+        raise OptionError(
+            "nobody could tell who enrolled or deleted whom", where="--audit", got="none", fix="--audit FILE"
+        )
+    bundle = Bundle.load(settings.bundle)
+    k = list_length(check_reranker(reranker, bundle), bundle)
+    if choose(bundle.manifest.calibration, task="identify", reranker=reranker, k=k, gallery_size=0) is None:
+        raise OptionError(
+            'the bundle has no threshold: no answer would say "known" or "unknown"',
+            where=str(bundle.path),
+            fix="gaitsdk calibrate --bundle BUNDLE --data PEOPLE, who trained nothing",
+        )
+
+
+def check_memory(repository: Path) -> None:
+    """Refuses a machine (a container) whose shared memory full batches would use up. ServerError."""
+    from gaitsdk_export.triton.lint import SHARED_MEMORY, lint
+
+    if found := lint(repository, free=shutil.disk_usage(SHARED_MEMORY).total):
+        raise ServerError("would not serve well", where=str(repository), got=" ".join(map(str, found)))
 
 
 def check_networks(settings: Settings, reranker: str) -> None:
@@ -102,12 +164,8 @@ def prepare_gallery(settings: Settings) -> None:
     settings.open_gallery(Bundle.load(settings.bundle)).close()
 
 
-def _say(text: str, style: str | None = None) -> None:
-    """Prints text as it is: names and paths may look like markup."""
-    console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
 def _run(server: TritonServer, people: Path) -> None:
+    from gaitsdk_export.triton.hardening import known_holes
     from gaitsdk_export.triton.server import ending
 
     stopping, code, reason = False, 0, ""
@@ -121,7 +179,9 @@ def _run(server: TritonServer, people: Path) -> None:
     try:
         with server:
             if not stopping:
-                _say(f"serving at {server.grpc_url} and {server.http_url}, gallery {people}")
+                old = f"; tritonserver {server.version} has known security holes: for tests and demos"
+                holes = known_holes(server.version)
+                say(f"serving at {server.grpc_url} and {server.http_url}, gallery {people}{old if holes else ''}")
                 code = server.wait()
             reason = server.log_tail()
     except ServerError:
@@ -132,29 +192,4 @@ def _run(server: TritonServer, people: Path) -> None:
             signal.signal(number, handler)
     if not stopping:
         raise ServerError(f"tritonserver {ending(code)}", got=f"the end of its log:\n{reason}\n")
-    _say("stopped")
-
-
-def deploy(
-    bundle: Bundle = None,
-    out: Annotated[Path, typer.Option(help="Folder of the model repository; one that is there is replaced.")] = Path(
-        "triton_models"
-    ),
-    check: Annotated[bool, typer.Option("--check", help="Only compare; exit code 1 if they differ.")] = False,
-    max_batch: Annotated[int, typer.Option(min=1, help="Sequences in one request.")] = 16,
-    instances: Annotated[int, typer.Option(min=1, help="Copies of the networks.")] = 1,
-    reranker: Reranker = "cargait",
-) -> None:
-    """Render the Triton model repository of a bundle."""
-    from gaitsdk_export.triton.repository import Options, differences, render
-
-    options = Options(max_batch=max_batch, instances=instances, reranker=reranker)
-    if not check:
-        _say(f"rendered {render(bundle, out, options)}")
-        return
-    found = differences(bundle, out, options)
-    for line in found:
-        _say(line)
-    if found:
-        raise typer.Exit(1)
-    _say(f"{out} is what rendering gives")
+    say("stopped")

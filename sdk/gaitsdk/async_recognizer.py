@@ -33,10 +33,10 @@ class AsyncEngine(Protocol):
     async def embed(self, sequences: Sequence[Silhouettes]) -> Features: ...
 
     async def identify(
-        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None
+        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
     ) -> Answers: ...
 
-    async def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]: ...
+    async def search(self, features: Features, k: int, min_sequence: int = 0) -> tuple[NDArray[np.int64], Features]: ...
 
     async def rerank(self, probe: Features, candidates: Features) -> Features: ...
 
@@ -49,6 +49,8 @@ class AsyncEngine(Protocol):
     async def identities(self) -> list[str]: ...
 
     async def count(self) -> int: ...
+
+    async def gallery_sequence(self) -> int: ...
 
     def thumbnails(self, entry_ids: list[int]) -> list[Silhouettes | None]:
         """Waits in the calling thread: results ask for them when they draw themselves."""
@@ -145,16 +147,28 @@ class AsyncRecognizer:
         return await self._engine.enroll(identity, sequences)
 
     async def identify(
-        self, silhouettes: Any, top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
+        self,
+        silhouettes: Any,
+        top_k: int = TOP_K,
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        min_sequence: int | None = None,
     ) -> Identification:
         """Who this one sequence shows."""
-        return (await self._identify(self._rules._one, silhouettes, top_k, k, threshold))[0]
+        return (await self._identify(self._rules._one, silhouettes, top_k, k, threshold, min_sequence))[0]
 
     async def identify_many(
-        self, sequences: Sequence[Any], top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
+        self,
+        sequences: Sequence[Any],
+        top_k: int = TOP_K,
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        min_sequence: int | None = None,
     ) -> list[Identification]:
         """Like `identify` for each of a list of sequences of any lengths, in batches; the answers are the same."""
-        return await self._identify(self._rules._many, sequences, top_k, k, threshold)
+        return await self._identify(self._rules._many, sequences, top_k, k, threshold, min_sequence)
 
     async def verify(self, first: Any, second: Any, *, threshold: float | None = None) -> Verification:
         """Whether two sequences show the same person, by the re-ranker's distance of the pair."""
@@ -169,10 +183,12 @@ class AsyncRecognizer:
         features = await self._engine.embed(sequences)
         return features[0] if single else features
 
-    async def search(self, features: Features, k: int = TOP_K) -> tuple[NDArray[np.int64], Features]:
+    async def search(
+        self, features: Features, k: int = TOP_K, *, min_sequence: int | None = None
+    ) -> tuple[NDArray[np.int64], Features]:
         """The shortlist alone: `F [s, d]` or `[n, s, d]` -> entry ids and distances, `[n, min(k, count)]` each."""
         batch, _ = self._rules._features(features, "features", 3)
-        return await self._engine.search(batch, pipeline.check_count(k, "k"))
+        return await self._engine.search(batch, pipeline.check_count(k, "k"), pipeline.check_sequence(min_sequence))
 
     async def rerank(self, probe: Features, candidates: Features) -> Features:
         """The re-ranker alone: `F [s, d]` with `[K, s, d]` -> `[K]`; `[n, s, d]` with `[n, K, s, d]` -> `[n, K]`."""
@@ -192,6 +208,10 @@ class AsyncRecognizer:
         """Number of entries in the gallery."""
         return await self._engine.count()
 
+    async def gallery_sequence(self) -> int:
+        """Number of the gallery's newest commit, to be passed as `min_sequence`."""
+        return await self._engine.gallery_sequence()
+
     async def close(self) -> None:
         """Releases the networks, the gallery and connections."""
         await self._engine.close()
@@ -208,12 +228,10 @@ class AsyncRecognizer:
         self,
         prepare: Callable[[Any], tuple[list[Silhouettes], bool, list[dict[str, Any]]]],
         value: Any,
-        top_k: int,
-        k: int | None,
-        threshold: float | None,
+        *wishes: Any,
     ) -> list[Identification]:
         asked = await asyncio.to_thread(prepare, value)
-        options = self._rules._options(top_k, k, threshold)
+        options = self._rules._options(*wishes)
         return self._rules._results(await self._engine.identify(asked[0], *options), asked, options[1])
 
 
@@ -228,11 +246,13 @@ class ThreadedEngine:
     async def embed(self, sequences: Sequence[Silhouettes]) -> Features:
         return await asyncio.to_thread(self._engine.embed, sequences)
 
-    async def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
-        return await asyncio.to_thread(self._engine.identify, sequences, top_k, k, threshold)
+    async def identify(
+        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
+    ) -> Answers:
+        return await asyncio.to_thread(self._engine.identify, sequences, top_k, k, threshold, min_sequence)
 
-    async def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
-        return await asyncio.to_thread(self._engine.search, features, k)
+    async def search(self, features: Features, k: int, min_sequence: int = 0) -> tuple[NDArray[np.int64], Features]:
+        return await asyncio.to_thread(self._engine.search, features, k, min_sequence)
 
     async def rerank(self, probe: Features, candidates: Features) -> Features:
         return await asyncio.to_thread(self._engine.rerank, probe, candidates)
@@ -248,6 +268,9 @@ class ThreadedEngine:
 
     async def count(self) -> int:
         return await asyncio.to_thread(self._engine.count)
+
+    async def gallery_sequence(self) -> int:
+        return await asyncio.to_thread(self._engine.gallery_sequence)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._engine.close)

@@ -15,10 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from gaitsdk import pipeline
+from gaitsdk.connection_cli import TIMEOUT, Ca, Cert, Connection, Key, Server, Timeout, Token
 from gaitsdk.errors import GaitError, GalleryError, OptionError
 from gaitsdk.pictures import check_picture_path
 from gaitsdk.recognizer import TOP_K, Recognizer
 from gaitsdk.rerankers import RERANKERS
+from gaitsdk.runtimes import BY_NAME, RUNTIMES
 from gaitsdk.silhouettes import prepare
 from gaitsdk.tree_report import identify_tree, print_report
 
@@ -28,12 +30,9 @@ if TYPE_CHECKING:
 console = Console()
 Bundle = Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipped one by default.")]
 Gallery = Annotated[str | None, typer.Option(help="The gallery's file, or :memory:; the user's own by default.")]
-Runtime = Annotated[str, typer.Option(help="auto, onnx, torch, torchscript or tensorrt.")]
+Runtime = Annotated[str, typer.Option(help=f"auto, {', '.join((*RUNTIMES, *BY_NAME))}.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 Reranker = Annotated[str, typer.Option(help=f"{', '.join(RERANKERS)}.")]
-Server = Annotated[
-    str | None, typer.Option(help="A Triton server (grpc://host:port or http://host:port) to ask instead.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Sequence = Annotated[
     Path,
@@ -49,19 +48,20 @@ def _open(
     runtime: str,
     device: str,
     reranker: str,
-    server: str | None,
+    connection: Connection,
     *,
     reads: bool = False,
 ) -> Recognizer:
     """The Recognizer that the common options describe; `reads`: a gallery that is not there is of no use."""
-    if server is not None:
+    if connection.server is not None:
         given = {"bundle": bundle, "gallery": gallery}
         chosen = {"runtime": runtime != "auto", "device": device != "auto", "reranker": reranker != "cargait"}
         clash = [f"--{name}" for name, value in given.items() if value is not None]
         clash += [f"--{name}" for name, differs in chosen.items() if differs]
         if clash:
             raise OptionError("the server has its own", where="--server", got=" ".join(clash), fix="leave them out")
-        return Recognizer.connect(server)
+    if (remote := connection.open()) is not None:
+        return remote
     if reads and gallery not in (None, ":memory:") and not Path(str(gallery)).exists():
         raise GalleryError(
             "there is no such gallery", where=str(gallery), fix="check --gallery, or enroll somebody first"
@@ -80,10 +80,16 @@ def enroll(
     device: Device = "auto",
     reranker: Reranker = "cargait",
     server: Server = None,
+    token: Token = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    timeout: Timeout = TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Add a person's sequences to the gallery."""
-    with _open(bundle, gallery, runtime, device, reranker, server) as recognizer:
+    connection = Connection(server, token, ca, cert, key, timeout)
+    with _open(bundle, gallery, runtime, device, reranker, connection) as recognizer:
         # All are read before the first is enrolled, and enrolled in one call: all of them or none.
         about = recognizer.description
         walks = [prepare(path, about.size, channels=about.channels).silhouettes for path in sequences]
@@ -126,9 +132,15 @@ def identify(
     device: Device = "auto",
     reranker: Reranker = "cargait",
     server: Server = None,
+    token: Token = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    timeout: Timeout = TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Say who sequences show, or whether they are unknown."""
+    connection = Connection(server, token, ca, cert, key, timeout)
     if (root is None) == (not sequences):
         raise OptionError("name sequences or --root, one of the two", where="identify", fix="gaitsdk identify FOLDER")
     if save is not None and save.suffix.lower() != ".json":
@@ -144,7 +156,7 @@ def identify(
                 fix="leave it out",
             )
         pipeline.check_count(top_k, "top_k")
-        with _open(bundle, ":memory:", runtime, device, reranker, None) as recognizer:
+        with _open(bundle, ":memory:", runtime, device, reranker, connection) as recognizer:
             report = identify_tree(
                 recognizer,
                 root,
@@ -160,7 +172,7 @@ def identify(
     if enroll_types is not None or views is not None:
         raise OptionError("only for trees", where="--enroll-types, --views", fix="name the tree with --root")
     paths = sequences or []
-    with _open(bundle, gallery, runtime, device, reranker, server, reads=True) as recognizer:
+    with _open(bundle, gallery, runtime, device, reranker, connection, reads=True) as recognizer:
         results = [recognizer.identify(path, top_k, k=k, threshold=threshold) for path in paths]
         if save is not None:
             for index, result in enumerate(results):
@@ -209,11 +221,17 @@ def verify(
     device: Device = "auto",
     reranker: Reranker = "cargait",
     server: Server = None,
+    token: Token = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    timeout: Timeout = TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Say whether two sequences show the same person."""
     gallery = ":memory:" if server is None else None
-    with _open(bundle, gallery, runtime, device, reranker, server) as recognizer:
+    connection = Connection(server, token, ca, cert, key, timeout)
+    with _open(bundle, gallery, runtime, device, reranker, connection) as recognizer:
         result = recognizer.verify(first, second, threshold=threshold)
     if as_json:
         print(json.dumps(result.to_dict()))
@@ -222,11 +240,11 @@ def verify(
         _say(f"{result.decision}: distance {result.distance:.4f} ({limit})")
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Show versions, the shipped bundle, and which runtimes work here."""
+def doctor(bundle: Bundle = None, as_json: AsJson = False) -> None:
+    """Show versions, devices, a bundle and its artefacts, and which runtimes work here."""
     from gaitsdk.doctor import examine
 
-    findings = examine()
+    findings = examine(bundle)
     if as_json:
         print(json.dumps(findings))
         return

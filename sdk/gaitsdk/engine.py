@@ -67,9 +67,11 @@ class Engine(Protocol):
         """n sequences of any lengths -> `F [n, s, d]`."""
         ...
 
-    def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers: ...
+    def identify(
+        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
+    ) -> Answers: ...
 
-    def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
+    def search(self, features: Features, k: int, min_sequence: int = 0) -> tuple[NDArray[np.int64], Features]:
         """`F [n, s, d]` -> entry ids `[n, k]`, distances `[n, k]`."""
         ...
 
@@ -97,6 +99,10 @@ class Engine(Protocol):
 
     def count(self) -> int:
         """Number of entries."""
+        ...
+
+    def gallery_sequence(self) -> int:
+        """Number of the gallery's newest commit."""
         ...
 
     def close(self) -> None: ...
@@ -130,7 +136,10 @@ class LocalEngine:
     def embed(self, sequences: Sequence[Silhouettes]) -> Features:
         return pipeline.embed_many(self._runtime.embed, sequences, length_handling=self._length_handling)
 
-    def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
+    def identify(
+        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
+    ) -> Answers:
+        pipeline.check_reached(self._gallery, min_sequence)
         size = self._gallery.count
         if not size:
             raise EmptyGalleryError(
@@ -167,7 +176,8 @@ class LocalEngine:
         """What a candidate's distances rest on, read when a result is asked to explain itself."""
         return self._bundle, probe, self._gallery.get([entry_id])[0]
 
-    def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
+    def search(self, features: Features, k: int, min_sequence: int = 0) -> tuple[NDArray[np.int64], Features]:
+        pipeline.check_reached(self._gallery, min_sequence)
         return self._gallery.search(features, k)
 
     def rerank(self, probe: Features, candidates: Features) -> Features:
@@ -194,6 +204,9 @@ class LocalEngine:
 
     def count(self) -> int:
         return self._gallery.count
+
+    def gallery_sequence(self) -> int:
+        return self._gallery.sequence
 
     def close(self) -> None:
         self._gallery.close()

@@ -135,6 +135,12 @@ class GalleryLockedError(GalleryError):
     retryable = True
 
 
+class GalleryBehindError(GalleryError):
+    """The gallery has not reached the commit that the question asks for."""
+
+    retryable = True
+
+
 class ModelMismatchError(GalleryError):
     """The gallery's features come from another model than the one in use."""
 

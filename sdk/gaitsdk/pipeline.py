@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from gaitsdk import thumbnails as thumbnail
 from gaitsdk.distance import paired
-from gaitsdk.errors import GalleryError, OptionError, UnknownIdentityError
+from gaitsdk.errors import GalleryBehindError, GalleryError, OptionError, UnknownIdentityError
 
 if TYPE_CHECKING:
     from gaitsdk.gallery import Gallery
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Features = NDArray[np.float32]
 Silhouettes = NDArray[np.uint8]
 
-#: Sequences are batched together while the longest is at most this many times as long as the shortest.
+#: Sequences of a batch: the longest is at most this many times as long as the shortest.
 PADDING_LIMIT = 1.25
 #: Sequences in one call of the backbone. CPUs are slower per sequence with large batches (frames fall out of cache).
 MAX_BATCH = 8
@@ -41,15 +42,35 @@ def pad_cyclic(frames: Silhouettes, length: int) -> Silhouettes:
     return padded
 
 
+def padding_limit(length_handling: str) -> float:
+    """How many times as long a sequence may become by repeating frames: 1 where "alone" says that this changes the
+    answer."""
+    return PADDING_LIMIT if length_handling == "cyclic" else 1.0
+
+
+@lru_cache(maxsize=4096)
+def bucket(length: int, padding: float = PADDING_LIMIT) -> int:
+    """The longest of those lengths that share a batch with `length`: one rule for this process, clients and Triton.
+
+    It is at most `padding` times the shortest of them, to which their sequences can be padded; 1.0: every length for
+    itself.
+    """
+    end = 1
+    while end < length:
+        end = max(end + 1, int(end * padding))
+    return end
+
+
 def batches(
     lengths: Sequence[int], max_batch: int = MAX_BATCH, padding: float = PADDING_LIMIT
 ) -> Iterator[NDArray[np.int64]]:
-    """Yields groups of positions in `lengths`: at most `max_batch` of similar length, longest at most
-    `padding` x the shortest. Groups depend on the lengths only, so answers do not depend on arrival order."""
+    """Yields groups of positions in `lengths`: at most `max_batch` of one `bucket`, shorter ones first. Groups depend
+    on the lengths only, so answers do not depend on arrival order."""
     order = np.argsort(np.asarray(lengths), kind="stable")
+    ends = [bucket(int(length), padding) for length in lengths]
     group: list[int] = []
     for position in order:
-        if group and (len(group) == max_batch or lengths[position] > padding * lengths[group[0]]):
+        if group and (len(group) == max_batch or ends[position] != ends[group[0]]):
             yield np.asarray(group, np.int64)
             group = []
         group.append(int(position))
@@ -74,7 +95,7 @@ def embed_many(
     Returns:
         `F [n, s, d]` float32, in the order of `sequences`.
     """
-    padding = PADDING_LIMIT if length_handling == "cyclic" else 1.0
+    padding = padding_limit(length_handling)
     rows: list[Features | None] = [None] * len(sequences)
     for group in batches([len(sequence) for sequence in sequences], max_batch, padding):
         longest = max(len(sequences[i]) for i in group)
@@ -93,12 +114,14 @@ class Shortlist:
         identities: `[n, M]` object (str).
         distances: `[n, M]` float32, ascending.
         features: `[n, K, s, d]` float32.
+        sequence: the gallery's commit number when the search began: what was committed until then is in the answer.
     """
 
     entry_ids: NDArray[np.int64]
     identities: NDArray[np.object_]
     distances: Features
     features: Features
+    sequence: int = 0
 
 
 def shortlist(gallery: Gallery, features: Features, top_k: int, k: int) -> Shortlist:
@@ -114,7 +137,21 @@ def shortlist(gallery: Gallery, features: Features, top_k: int, k: int) -> Short
     )
 
 
+def check_reached(gallery: Gallery, min_sequence: int) -> None:
+    """GalleryBehindError where the gallery has not reached commit `min_sequence`. A search that begins after this check
+    takes in that commit. There is no waiting: it would hold up everybody else's searches; who asked may ask again."""
+    if min_sequence and (sequence := gallery.sequence) < min_sequence:
+        raise GalleryBehindError(
+            "the gallery has not reached that commit",
+            where="min_sequence",
+            got=f"commit {sequence}",
+            expected=f"{min_sequence} or later",
+            fix="ask again in a moment; where an older copy of the gallery was put back, open or connect anew",
+        )
+
+
 def _shortlist(gallery: Gallery, features: Features, listed: int, k: int) -> Shortlist:
+    sequence = gallery.sequence  # before the search, which may find more
     entry_ids, distances = gallery.search(features, listed)
     reranked = entry_ids[:, :k]
     strips, dims = features.shape[1:]
@@ -124,6 +161,7 @@ def _shortlist(gallery: Gallery, features: Features, listed: int, k: int) -> Sho
         identities=np.array(gallery.identity_of(entry_ids.ravel()), object).reshape(entry_ids.shape),
         distances=distances,
         features=maps.reshape(*reranked.shape, strips, dims),
+        sequence=sequence,
     )
 
 
@@ -150,6 +188,7 @@ class Answers:
         threshold: the one used, or None.
         fingerprint: of the model that embedded the probes.
         gallery_size: entries searched.
+        gallery_sequence: commit number of the gallery; what was committed until then is in the answer.
         timings_ms: stage -> milliseconds for the whole batch.
         evidence: n functions for `Identification.explain`; empty over Triton.
     """
@@ -164,6 +203,7 @@ class Answers:
     threshold: float | None
     fingerprint: str
     gallery_size: int
+    gallery_sequence: int
     timings_ms: dict[str, float] = field(default_factory=dict)
     evidence: Sequence[Evidence] = ()
 
@@ -211,6 +251,7 @@ def decide(
         threshold=threshold,
         fingerprint=fingerprint,
         gallery_size=gallery_size,
+        gallery_sequence=found.sequence,
     )
 
 
@@ -242,18 +283,28 @@ def thumbnails(gallery: Gallery, entry_ids: Sequence[int], size: int) -> list[Si
     return [thumbnail.unpack(gallery.metadata(entry).get(thumbnail.KEY), size) for entry in entry_ids]
 
 
-def check_count(value: object, where: str, *, maximum: int | None = None) -> int:
-    """A whole number from 1 to `maximum`, or an OptionError that says which option it was."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not isinstance(value, (int, np.integer)) or not whole or value < 1 or (maximum is not None and value > maximum):
+def check_count(value: object, where: str, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """A whole number from `minimum` to `maximum`, or an OptionError that says which option it was."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, np.integer))
+        or value < minimum
+        or (maximum is not None and value > maximum)
+    ):
+        limits = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise OptionError(
             "not a usable number",
             where=where,
             got=repr(value),
-            expected="a whole number of at least 1" if maximum is None else f"a whole number from 1 to {maximum}",
+            expected=f"a whole number {limits}",
             fix=f"pass {where}=10, for example",
         )
     return int(value)
+
+
+def check_sequence(value: object) -> int:
+    """The commit that the gallery must have reached; 0 for None: any. OptionError where it is no whole number."""
+    return 0 if value is None else check_count(value, "min_sequence", minimum=0)
 
 
 def check_threshold(value: object) -> float | None:

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk import pipeline, thumbnails
-from gaitsdk.errors import GalleryError, InputError, OptionError, SilhouetteError
+from gaitsdk.errors import InputError, OptionError, SilhouetteError
 from gaitsdk.frames import holds_maps
 from gaitsdk.gallery.entries import check_identity
+from gaitsdk.gallery.stores import default_gallery as default_gallery
+from gaitsdk.gallery.stores import open_for
 from gaitsdk.results import Identification, Verification, identifications
 from gaitsdk.silhouettes import prepare
 
@@ -29,15 +31,6 @@ if TYPE_CHECKING:
     _Prepared = tuple[list[Silhouettes], bool, list[dict[str, Any]]]
 
 TOP_K = 10
-
-
-def default_gallery() -> Path:
-    """The gallery file that `Recognizer.load()` and the command line share: `$GAITSDK_GALLERY`, else
-    `gaitsdk/gallery.db` in the user's data folder (`$XDG_DATA_HOME` or `~/.local/share`)."""
-    if chosen := os.environ.get("GAITSDK_GALLERY"):
-        return Path(chosen)
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "gaitsdk" / "gallery.db"
 
 
 class Recognizer:
@@ -90,7 +83,7 @@ class Recognizer:
         if isinstance(reranker, str):
             check_reranker(reranker, model)
         if gallery is None or isinstance(gallery, (str, os.PathLike)):
-            gallery = _open_gallery(gallery, model)
+            gallery = open_for(model, gallery)
         elif not isinstance(gallery, Gallery):
             raise InputError(
                 "not a gallery", where="gallery", got=type(gallery).__name__, expected="a path or a Gallery"
@@ -153,7 +146,13 @@ class Recognizer:
         return self._engine.enroll(identity, sequences)
 
     def identify(
-        self, silhouettes: Any, top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
+        self,
+        silhouettes: Any,
+        top_k: int = TOP_K,
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        min_sequence: int | None = None,
     ) -> Identification:
         """Who this one sequence shows.
 
@@ -162,17 +161,25 @@ class Recognizer:
             top_k: candidates wanted; fewer where the gallery has fewer entries.
             k: length of the list that is re-ranked; None = what the bundle's re-ranker was trained for.
             threshold: known means distance <= threshold; None = the bundle's calibration.
+            min_sequence: the commit that the gallery must have reached; this recognizer's own changes it always has.
 
         Raises:
-            SilhouetteError: the input is unusable; EmptyGalleryError: nobody is enrolled; OptionError: bad numbers.
+            SilhouetteError: the input is unusable; EmptyGalleryError: nobody is enrolled; OptionError: bad numbers;
+            GalleryBehindError: the gallery has not reached that commit.
         """
-        return self._identify(self._one(silhouettes), top_k, k, threshold)[0]
+        return self._identify(self._one(silhouettes), top_k, k, threshold, min_sequence)[0]
 
     def identify_many(
-        self, sequences: Sequence[Any], top_k: int = TOP_K, *, k: int | None = None, threshold: float | None = None
+        self,
+        sequences: Sequence[Any],
+        top_k: int = TOP_K,
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        min_sequence: int | None = None,
     ) -> list[Identification]:
         """Like `identify` for each of a list of sequences of any lengths, in batches; the answers are the same."""
-        return self._identify(self._many(sequences), top_k, k, threshold)
+        return self._identify(self._many(sequences), top_k, k, threshold, min_sequence)
 
     def verify(self, first: Any, second: Any, *, threshold: float | None = None) -> Verification:
         """Whether two sequences show the same person, by the re-ranker's distance of the pair.
@@ -191,9 +198,12 @@ class Recognizer:
         features = self._engine.embed(sequences)
         return features[0] if single else features
 
-    def search(self, features: Features, k: int = TOP_K) -> tuple[NDArray[np.int64], Features]:
+    def search(
+        self, features: Features, k: int = TOP_K, *, min_sequence: int | None = None
+    ) -> tuple[NDArray[np.int64], Features]:
         """The shortlist alone: `F [s, d]` or `[n, s, d]` -> entry ids and distances, `[n, min(k, count)]` each."""
-        return self._engine.search(self._features(features, "features", 3)[0], pipeline.check_count(k, "k"))
+        batch, _ = self._features(features, "features", 3)
+        return self._engine.search(batch, pipeline.check_count(k, "k"), pipeline.check_sequence(min_sequence))
 
     def rerank(self, probe: Features, candidates: Features) -> Features:
         """The re-ranker alone: `F [s, d]` with `[K, s, d]` -> `[K]`; `[n, s, d]` with `[n, K, s, d]` -> `[n, K]`."""
@@ -214,6 +224,12 @@ class Recognizer:
         """Number of entries in the gallery."""
         return self._engine.count()
 
+    @property
+    def gallery_sequence(self) -> int:
+        """Number of the gallery's newest commit. Passed as `min_sequence` to any recognizer of this gallery, it sees
+        all that was enrolled and deleted until now."""
+        return self._engine.gallery_sequence()
+
     def close(self) -> None:
         """Releases the networks, the gallery and connections."""
         self._engine.close()
@@ -228,13 +244,16 @@ class Recognizer:
 
     # What comes before and after the engine's part of a verb; `AsyncRecognizer` has the same.
 
-    def _identify(self, asked: _Prepared, top_k: int, k: int | None, threshold: float | None) -> list[Identification]:
-        options = self._options(top_k, k, threshold)
+    def _identify(self, asked: _Prepared, *wishes: Any) -> list[Identification]:
+        options = self._options(*wishes)
         return self._results(self._engine.identify(asked[0], *options), asked, options[1])
 
-    def _options(self, top_k: int, k: int | None, threshold: float | None) -> tuple[int, int, float | None]:
+    def _options(
+        self, top_k: int, k: int | None, threshold: float | None, min_sequence: int | None
+    ) -> tuple[int, int, float | None, int]:
         length = self.description.k if k is None else pipeline.check_count(k, "k", maximum=pipeline.MAX_K)
-        return pipeline.check_count(top_k, "top_k"), length, pipeline.check_threshold(threshold)
+        listed, reached = pipeline.check_count(top_k, "top_k"), pipeline.check_sequence(min_sequence)
+        return listed, length, pipeline.check_threshold(threshold), reached
 
     def _results(self, answers: Answers, asked: _Prepared, k: int) -> list[Identification]:
         sequences, _, reports = asked
@@ -358,25 +377,6 @@ class Recognizer:
                 fix="pass what embed() returns",
             )
         return array, single
-
-
-def _open_gallery(path: str | os.PathLike[str] | None, model: Bundle) -> Gallery:
-    from gaitsdk.gallery import Gallery
-
-    place = str(default_gallery() if path is None else path)
-    if not place:
-        raise InputError("the path is empty", where="gallery", fix='pass a file, or ":memory:"')
-    if path is None:
-        try:
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise GalleryError(
-                "the folder of the default gallery cannot be made",
-                where=place,
-                got=str(error),
-                fix="set GAITSDK_GALLERY to a file that you may write, or pass gallery=...",
-            ) from error
-    return Gallery.open(place, fingerprint=model.fingerprint, strips=model.strips, dims=model.dims, metric=model.metric)
 
 
 def _is_list_of_sequences(value: Any, channels: int) -> bool:

@@ -65,6 +65,7 @@ class Identification:
         runtime, device: what really executed the networks.
         fingerprint: of the model.
         gallery_size: entries searched.
+        gallery_sequence: commit number of the gallery: all enrolments and deletions up to it are in the answer.
         timings_ms: stage -> milliseconds, for the whole batch that the probe was part of (`batch` probes).
         quality: the quality report of the probe, as a dict.
         probe: one normalised frame of the probe, for pictures.
@@ -79,6 +80,7 @@ class Identification:
     device: str
     fingerprint: str
     gallery_size: int
+    gallery_sequence: int
     timings_ms: dict[str, float]
     batch: int = 1
     quality: dict[str, Any] = field(default_factory=dict)
@@ -254,6 +256,7 @@ def identifications(
             device=description.device,
             fingerprint=answers.fingerprint,
             gallery_size=answers.gallery_size,
+            gallery_sequence=answers.gallery_sequence,
             timings_ms=answers.timings_ms,
             batch=len(answers.decisions),
             quality=quality[row],

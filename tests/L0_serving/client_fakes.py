@@ -167,9 +167,9 @@ class FakeTriton:
             return {"features": np.stack([first, -first], 1)[..., None]}
         if action == "enroll":
             self.enrolled.append(inputs["identity"][0].decode())
-            return {"entry_id": np.array([7], np.int64)}
+            return {"entry_id": np.array([7], np.int64), "sequence": np.array([1], np.int64)}
         if action == "delete":  # an answer that tells which request it belongs to
-            return {"count": np.array([int(inputs["identity"][0])], np.int64)}
+            return {"count": np.array([int(inputs["identity"][0])], np.int64), "sequence": np.array([2], np.int64)}
         return {"identity": np.array([b"alice", b"bob"], object)}
 
     def close(self) -> None:

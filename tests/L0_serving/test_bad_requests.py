@@ -1,11 +1,14 @@
-"""What raw clients may send: a refusal with a reason, and a server that answers the next request rightly."""
+"""What raw clients may send over both protocols: a refusal with a reason, and a server that answers the next request
+rightly. Requests that are broken below their tensors are in test_hostile_clients.py."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import http.client
 import json
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 
 from gaitsdk import Recognizer, synthetic
 from gaitsdk.errors import (
+    GalleryBehindError,
     InputError,
     NoFramesError,
     OptionError,
@@ -20,21 +24,31 @@ from gaitsdk.errors import (
     StaticSequenceError,
     TooFewFramesError,
     TooManyFramesError,
+    UnknownIdentityError,
 )
 from gaitsdk.runtimes.wire import decode_error
 from gaitsdk_export.triton.server import TritonServer
 
-client = pytest.importorskip("tritonclient.grpc")
+grpc_client = pytest.importorskip("tritonclient.grpc")
+http_client = pytest.importorskip("tritonclient.http")
 utils = pytest.importorskip("tritonclient.utils")
 
 GOOD = synthetic.sequence(3, type="nm-03", frames=12)
 
 
-@pytest.fixture(scope="module")
-def raw(server: TritonServer) -> Iterator[Any]:
-    connection = client.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
-    yield connection
-    connection.close()
+@pytest.fixture(scope="module", params=["grpc", "http"])
+def raw(request: pytest.FixtureRequest, server: TritonServer) -> Iterator[Any]:
+    """A client of Triton's own, for threads too: `new()` gives a connection, `input` makes a tensor."""
+    module, port = {"grpc": (grpc_client, server.grpc_port), "http": (http_client, server.http_port)}[request.param]
+    opened: list[Any] = []
+
+    def new() -> Any:
+        opened.append(module.InferenceServerClient(f"{server.host}:{port}"))
+        return opened[-1]
+
+    yield SimpleNamespace(new=new, input=module.InferInput, protocol=request.param)
+    for connection in opened:
+        connection.close()
 
 
 @pytest.fixture(autouse=True)
@@ -47,16 +61,16 @@ def still_right(server: TritonServer, remote: Recognizer) -> Iterator[None]:
     assert after["candidates"] == before["candidates"]
 
 
-def ask(raw: Any, model: str, parameters: dict[str, Any] | None = None, **arrays: np.ndarray) -> Any:
+def ask(raw: Any, model: str, parameters: dict[str, Any] | None = None, version: str = "", **arrays: np.ndarray) -> Any:
     """The error that a request gets, decoded where it is one of ours."""
     types = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64", "object": "BYTES", "float64": "FP64"}
     inputs = []
     for name, array in arrays.items():
-        tensor = client.InferInput(name, list(array.shape), types[array.dtype.name])
+        tensor = raw.input(name, list(array.shape), types[array.dtype.name])
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     with pytest.raises(utils.InferenceServerException) as caught:
-        raw.infer(model, inputs, parameters=parameters, client_timeout=30)
+        raw.new().infer(model, inputs, model_version=version, parameters=parameters)
     message = caught.value.message()
     assert not re.search(r"(?<![\w.])/\w", message), f"a path leaks: {message}"
     assert "shm" not in message and "Traceback" not in message and ".py" not in message
@@ -118,13 +132,44 @@ def test_wrong_tensors(raw: Any, arrays: dict[str, np.ndarray], says: str) -> No
         {"threshold": -1.0},
         {"threshold": float("nan")},
         {"threshold": "low"},
+        {"threshold": float("inf")},
+        {"threshold": -float("inf")},
+        {"threshold": "1e999"},
+        {"threshold": True},
+        {"threshold": "9" * 2**20},
+        {"min_sequence": -1},
+        {"min_sequence": True},
+        {"min_sequence": "1"},
+        {"min_sequence": 0.5},
+        {"min_sequence": float("nan")},
     ],
-    ids=str,
+    ids=lambda each: str(each)[:40],
 )
 def test_wrong_parameters(raw: Any, parameters: dict[str, Any]) -> None:
+    (name, value), *_ = parameters.items()
     error = ask(raw, "identify", parameters, silhouettes=GOOD[None])
+    if raw.protocol == "http" and isinstance(value, float) and not np.isfinite(value):
+        assert isinstance(error, OptionError) or "JSON" in error, "JSON has no such numbers"
+        return
     assert isinstance(error, OptionError)
-    assert next(iter(parameters)) in str(error)
+    assert name in str(error) and len(str(error)) < 2000
+
+
+def test_a_commit_that_never_was(raw: Any) -> None:
+    for far in (2**40, 2**62, 2**63 - 1):
+        assert isinstance(ask(raw, "identify", {"min_sequence": far}, silhouettes=GOOD[None]), GalleryBehindError)
+
+
+@pytest.mark.parametrize(("model", "version"), [("identify", "7"), ("identify", "0"), ("embed", "-1"), ("embed", "x")])
+def test_unknown_versions(raw: Any, model: str, version: str) -> None:
+    assert ask(raw, model, version=version, silhouettes=GOOD[None])
+
+
+@pytest.mark.parametrize(
+    "model", ["nobody", "../embed", "embed/../shortlist", "\u5fd7\u660e", "a" * 5000, "%00", "embed\n"]
+)
+def test_unknown_models(raw: Any, model: str) -> None:
+    assert ask(raw, model, silhouettes=GOOD[None])
 
 
 def test_lists_of_any_length_are_refused_at_each_model(raw: Any, remote: Recognizer) -> None:
@@ -137,6 +182,7 @@ def test_lists_of_any_length_are_refused_at_each_model(raw: Any, remote: Recogni
         "shortlist_distance": np.zeros((1, 1), np.float32),
         "rerank_distance": np.zeros((1, 1), np.float32),
         "gallery_size": np.ones((1, 1), np.int64),
+        "gallery_sequence": np.ones((1, 1), np.int64),
     }
     for name in ("top_k", "k"):
         for model, arrays in (("shortlist", {"features": features}), ("decide", candidates)):
@@ -158,8 +204,11 @@ def test_wrong_gallery_requests(raw: Any) -> None:
         return np.array(values, object)
 
     lengths = np.array([12], np.int64)
-    cases: list[tuple[dict[str, np.ndarray], type[Exception]]] = [
+    cases: list[tuple[dict[str, np.ndarray], type]] = [
         ({"action": text(b"drop")}, OptionError),
+        ({"action": text(b"drop" * 2**18)}, OptionError),
+        ({"action": text(b"list", b"list")}, str),  # Triton's own words
+        ({"action": text()}, str),
         ({"action": text(b"enroll")}, InputError),
         ({"action": text(b"delete")}, InputError),
         ({"action": text(b"delete"), "identity": text(b"\xff\xfe")}, InputError),
@@ -170,7 +219,8 @@ def test_wrong_gallery_requests(raw: Any) -> None:
             {"action": text(b"enroll"), "identity": text(b"a"), "silhouettes": BLANK[0], "lengths": lengths},
             NoFramesError,
         ),
-        ({"action": text(b"thumbnails"), "entry_id": np.array([10**12], np.int64)}, Exception),
+        ({"action": text(b"thumbnails"), "entry_id": np.array([10**12], np.int64)}, UnknownIdentityError),
+        ({"action": text(b"thumbnails"), "entry_id": np.array([-(2**63)], np.int64)}, UnknownIdentityError),
     ]
     for arrays, error in cases:
         assert isinstance(ask(raw, "gallery", **arrays), error), arrays["action"]
@@ -178,8 +228,6 @@ def test_wrong_gallery_requests(raw: Any) -> None:
 
 def test_one_bad_request_does_not_spoil_the_batch_it_shares(remote: Recognizer, raw: Any) -> None:
     """Requests that wait together at `embed` are stacked; each gets its own answer."""
-    import concurrent.futures
-
     expected = remote.embed(GOOD)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         good = [pool.submit(remote.embed, GOOD) for _ in range(12)]
@@ -203,8 +251,11 @@ def test_one_bad_request_does_not_spoil_the_batch_it_shares(remote: Recognizer, 
             {"inputs": [{"name": "silhouettes", "shape": [1, 2, 64, 64], "datatype": "UINT8", "data": [1]}]}
         ).encode(),
         json.dumps({"inputs": [{"name": "silhouettes", "shape": [2**62, 2, 64, 64], "datatype": "UINT8"}]}).encode(),
+        json.dumps({"parameters": {"top_k": 2**70}, "inputs": []}).encode(),
+        json.dumps({"parameters": {"top_k": [1, {"a": None}]}, "inputs": []}).encode(),
+        b'{"inputs": [{"name": "\xff\xfe"}]}',
     ],
-    ids=["empty", "cut", "deep", "no-inputs", "negative", "too-short", "overflow"],
+    ids=["empty", "cut", "deep", "no-inputs", "negative", "too-short", "overflow", "huge-number", "nested", "no-utf8"],
 )
 def test_malformed_http(server: TritonServer, body: bytes) -> None:
     connection = http.client.HTTPConnection(server.host, server.http_port, timeout=10)
@@ -221,7 +272,8 @@ def test_administration_is_closed(server: TritonServer, path: str) -> None:
     connection.close()
 
 
-def test_administration_is_closed_over_grpc(raw: Any) -> None:
-    for call in (raw.get_system_shared_memory_status, raw.get_model_repository_index, raw.get_log_settings):
+def test_administration_is_closed_over_grpc(server: TritonServer) -> None:
+    triton = grpc_client.InferenceServerClient(f"{server.host}:{server.grpc_port}")
+    for call in (triton.get_system_shared_memory_status, triton.get_model_repository_index, triton.get_log_settings):
         with pytest.raises(utils.InferenceServerException, match="restricted"):
             call()

@@ -15,19 +15,28 @@ from gaitsdk.bundle import Bundle
 from gaitsdk.cli import main
 from gaitsdk.errors import ExportError, OptionError, ServerError
 from gaitsdk.models import create
-from gaitsdk.models.cargait import CarGait
-from gaitsdk_export.triton.config import Batching, ModelConfig, Step, Tensor, parse
+from gaitsdk_export.triton.config import (
+    Batching,
+    CudaGraph,
+    Instances,
+    ModelConfig,
+    Resource,
+    Sample,
+    Step,
+    Tensor,
+    Versions,
+    Warmup,
+)
 from gaitsdk_export.triton.installation import Installation, find_server
+from gaitsdk_export.triton.pbtxt import parse, to_text
 from gaitsdk_export.triton.repository import Options, configurations, differences, render
 
 WITHOUT = Options(reranker="none")
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    backbone = create("gaitbase", channels=(8, 8, 16, 16), stem_stride=2, strides=(1, 2, 1, 1), dims=32, strips=16)
-    path = tmp_path_factory.mktemp("bundle") / "tiny.gait"
-    return Bundle.create(path, backbone=backbone, reranker=CarGait(dims=32, width=32, heads=4))
+def bundle(bare_bundle: Path) -> Bundle:
+    return Bundle.load(bare_bundle)
 
 
 @pytest.fixture(scope="module")
@@ -40,34 +49,86 @@ def test_every_configuration_survives_the_round_trip(bundle: Bundle) -> None:
     models = configurations(bundle, Options(max_batch=8, instances=3))
     assert [each.name for each in models] == ["embed", "shortlist", "rerank", "decide", "identify", "gallery"]
     for model in models:
-        assert parse(model.to_text()) == model
-        assert parse(model.to_text()).to_text() == model.to_text()
+        assert parse(to_text(model)) == model
+        assert to_text(parse(to_text(model))) == to_text(model)
 
 
-def test_text_is_triton_s(bundle: Bundle) -> None:
-    config = ModelConfig(
-        name="a",
-        backend="python",
-        inputs=(Tensor("x", "uint8", (-1, 4)), Tensor("y", "bytes", (1,), optional=True)),
-        outputs=(Tensor("z", "float32", (2, 3)),),
-        max_batch_size=4,
-        batching=Batching(max_delay_us=100, max_queue_size=9, preferred=(4,)),
-        instances=2,
-        parameters={"quote": 'a "b"\n', "a": "1"},
-    )
-    text = config.to_text()
-    for piece in ("data_type: TYPE_UINT8", "max_queue_size: 9", "kind: KIND_CPU", "optional: true", "count: 2"):
-        assert piece in text
-    assert parse(text) == config
+EVERYTHING = ModelConfig(
+    name="a",
+    backend="tensorrt_plan",
+    inputs=(Tensor("x", "uint8", (-1, 4), ragged=True), Tensor("y", "bytes", (1,), optional=True)),
+    outputs=(Tensor("z", "float32", (2, 3)),),
+    max_batch_size=4,
+    batching=Batching(max_delay_us=100, max_queue_size=9, preferred=(2, 4), timeout_us=5000, allow_shorter=True),
+    instances=(
+        Instances(
+            2, "gpu", gpus=(0, 3), profiles=(0, 1), resources=(Resource("r", 2), Resource("s", every_device=True))
+        ),
+        Instances(),
+    ),
+    parameters={"quote": 'a "b"\n', "a": "1"},
+    versions=Versions(specific=(1, 3)),
+    warmup=(
+        Warmup("zeros", {"x": Sample("uint8", (5, 4)), "y": Sample("bytes", (1,), "names")}, batch_size=4),
+        Warmup("noise", {"x": Sample("uint8", (7, 4), "random")}),
+    ),
+    cuda_graphs=(CudaGraph(1, {"x": (5, 4)}), CudaGraph(4, {"x": (7, 4)})),
+)
+
+
+def test_text_is_triton_s() -> None:
+    text = to_text(EVERYTHING)
+    for piece in (
+        'platform: "tensorrt_plan"',
+        "data_type: TYPE_UINT8",
+        "optional: true",
+        "allow_ragged_batch: true",
+        "max_queue_size: 9",
+        "default_timeout_microseconds: 5000",
+        "allow_timeout_override: true",
+        "preferred_batch_size: 2",
+        "kind: KIND_GPU",
+        "kind: KIND_CPU",
+        'profile: "1"',
+        "global: true",
+        "versions: 3",
+        "random_data: true",
+        "zero_data: true",
+        'input_data_file: "names"',
+        "graphs: true",
+        "dim: 7",
+        "response_cache {",
+    ):
+        assert piece in text, piece
+    assert "timeout_action" not in text, "REJECT, the default"
+    assert parse(text) == EVERYTHING
+    assert to_text(parse(text)) == text
+
+
+@pytest.mark.parametrize("versions", [Versions(), Versions(latest=1), Versions(latest=3), Versions(specific=(2,))])
+def test_versions(versions: Versions) -> None:
+    assert parse(to_text(replace(EVERYTHING, versions=versions))).versions == versions
+    served = {(): [1, 2, 3], (2,): [2]}[versions.specific]
+    assert versions.served([3, 1, 2]) == (served[-versions.latest :] if versions.latest else served)
+    assert versions.served([]) == []
+
+
+def test_what_proto3_leaves_out_is_written() -> None:
+    text = to_text(replace(EVERYTHING, max_batch_size=0, batching=None))
+    assert "max_batch_size: 0\n" in text and "response_cache {\n}" in text
+    assert parse(text).max_batch_size == 0 and not parse(text).response_cache
+    assert parse(to_text(replace(EVERYTHING, response_cache=True))).response_cache
 
 
 @pytest.mark.parametrize(
     "text",
-    ['name: "a"\nnonsense: 1', "name:", "max_batch_size: 9999999999999", "output { data_type: TYPE_FP16 dims: 1 }"],
+    ['name: "a"\nnonsense: 1', "name:", "max_batch_size: 9999999999999", "output { data_type: TYPE_FP17 dims: 1 }"],
 )
 def test_unusable_text_is_refused(text: str) -> None:
     with pytest.raises(ExportError):
         parse(text)
+    with pytest.raises(ExportError, match="data type"):
+        parse('input { name: "x" dims: 1 }')
 
 
 def test_the_ensemble_s_wires_all_lead_somewhere(bundle: Bundle, plain: Bundle) -> None:
@@ -164,7 +225,7 @@ def test_rendering_is_stable_and_has_no_path_and_no_weights(bundle: Bundle, tmp_
     for name in files:
         content = (first / name).read_bytes()
         assert content == (second / name).read_bytes()
-        assert str(bundle.path).encode() not in content and len(content) < 20_000
+        assert str(bundle.path).encode() not in content and len(content) < 200_000
     render(bundle.path, tmp_path / "a")
     assert differences(bundle.path, tmp_path / "a") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
@@ -181,7 +242,7 @@ def test_differences_are_named(bundle: Bundle, tmp_path: Path) -> None:
         "rerank/config.pbtxt: missing",
     ]
     assert "embed/config.pbtxt: changed" in differences(bundle.path, out, Options(instances=2))
-    assert len(differences(bundle.path, tmp_path / "nothing")) == 12
+    assert len(differences(bundle.path, tmp_path / "nothing")) == 13
 
 
 def test_a_folder_with_something_else_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from gaitsdk.errors import (
     UnknownIdentityError,
 )
 from gaitsdk.gallery import Gallery, SqliteGallery, open_gallery
+from gaitsdk.gallery.index import Snapshot
 
 MODEL = {"fingerprint": "abc", "strips": 4, "dims": 8}
 
@@ -155,6 +156,30 @@ def test_delete(gallery):
     for wrong in ({}, {"identity": "a", "entry_ids": [1]}):
         with pytest.raises(OptionError):
             gallery.delete(**wrong)
+
+
+def test_room_of_the_deleted_is_given_back_one_chunk_at_a_time():
+    features, probes = maps(1500), maps(3, 8)
+    ids = np.arange(1, 1501)
+    snapshot = Snapshot(*features.shape[1:], "euclidean")
+    for part in np.split(np.arange(1500), 30):
+        snapshot = snapshot.append(ids[part], ids[part], features[part])
+    gone = np.random.default_rng(0).permutation(ids)[:1400]
+    snapshot = snapshot.remove(gone)
+    living = np.isin(ids, gone, invert=True)
+    expected = brute(ids[living], features[living], probes, 9, "euclidean")
+    steps = 0
+    while True:
+        for found, right in zip(snapshot.search(probes, 9), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+        tidier = snapshot.tidied()
+        if tidier is snapshot:
+            break
+        snapshot, steps = tidier, steps + 1
+    assert steps > 1 and snapshot.count == 100 and snapshot.digest == ids[living].sum()
+    assert sum(view.length for view in snapshot.views) < 100 + 65 * len(snapshot.views)
+    snapshot = snapshot.append(ids[-1:] + 1, ids[-1:], features[:1])
+    assert 1501 in snapshot.search(features[:1], 2)[0]
 
 
 def test_add_many_is_all_or_nothing(gallery):

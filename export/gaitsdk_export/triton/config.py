@@ -1,46 +1,113 @@
-"""A Triton model's configuration as typed objects, to and from `config.pbtxt`.
-
-The text is always written and read by protobuf itself, through `tritonclient`'s description of Triton's own message.
-"""
+"""A Triton model's configuration as typed objects; `gaitsdk_export.triton.pbtxt` turns them into text and back."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from gaitsdk.errors import ExportError, MissingDependencyError
-
-#: NumPy-like names of data types -> Triton's.
-DATA_TYPES = {
-    "bool": "TYPE_BOOL",
-    "uint8": "TYPE_UINT8",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "float32": "TYPE_FP32",
-    "float64": "TYPE_FP64",
-    "bytes": "TYPE_STRING",
-}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output. `dims` are without the batch dimension where the model batches; -1 is free."""
+    """An input or output. `dims` are without the batch dimension where the model batches; -1 is free. Requests that
+    differ in a `ragged` input's free sizes share a batch; the model gets them as they are."""
 
     name: str
     data_type: str
     dims: tuple[int, ...]
     optional: bool = False
+    ragged: bool = False
 
 
 @dataclass(frozen=True)
 class Batching:
-    """Dynamic batching: how long a request may wait for company, and how many may wait at all."""
+    """Dynamic batching: how long a request may wait for company, and how many may wait, and how long, at all.
+
+    Attributes:
+        max_delay_us: that a request waits for others while the model is free.
+        max_queue_size: requests that may wait; one more is refused. 0 = any number.
+        preferred: batch sizes that are sent at once, where they are complete.
+        timeout_us: a request that has waited so long is refused instead of answered. 0 = never.
+        allow_shorter: a request may bring a shorter timeout of its own.
+    """
 
     max_delay_us: int
     max_queue_size: int
     preferred: tuple[int, ...] = ()
+    timeout_us: int = 0
+    allow_shorter: bool = False
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What one execution of a model takes from the server's rate limiter while it runs, if that is switched on."""
+
+    name: str
+    count: int = 1
+    every_device: bool = False
+
+
+@dataclass(frozen=True)
+class Instances:
+    """A group of copies of a model.
+
+    Attributes:
+        count: copies, on each GPU where `kind` is "gpu".
+        kind: "cpu", "gpu", "auto" or "model" (which chooses itself).
+        gpus: their numbers; none = all that there are.
+        profiles: of a TensorRT engine that has several: those to use; none = the first.
+        resources: for the rate limiter.
+    """
+
+    count: int = 1
+    kind: str = "cpu"
+    gpus: tuple[int, ...] = ()
+    profiles: tuple[int, ...] = ()
+    resources: tuple[Resource, ...] = ()
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Which version folders are served: the `latest` n with the highest numbers, `specific` ones, or (neither) all."""
+
+    latest: int = 0
+    specific: tuple[int, ...] = ()
+
+    def served(self, there: list[int]) -> list[int]:
+        """Of the version folders that are there, those that are served, ascending."""
+        if self.specific:
+            return sorted(set(self.specific) & set(there))
+        return sorted(there)[-self.latest :]
+
+
+#: What Triton does where a configuration says nothing.
+LATEST = Versions(latest=1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input of a warm-up request. `data` is "zero", "random" or the name of a file in the model's folder `warmup`
+    with the raw bytes of one item."""
+
+    data_type: str
+    dims: tuple[int, ...]
+    data: str = "zero"
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """A request that the server makes before the model counts as ready; `batch_size` copies of the same item."""
+
+    name: str
+    inputs: Mapping[str, Sample]
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class CudaGraph:
+    """A size for which TensorRT's launches are recorded once and replayed; `shapes` are without the batch."""
+
+    batch_size: int
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -54,13 +121,18 @@ class Step:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model. It has either a `backend` or, as an ensemble, `steps`.
+    """One model.
 
     Attributes:
+        backend: "python", or a platform: "tensorrt_plan", "ensemble" (then there are `steps`).
         max_batch_size: 0 = the model does not batch, and its dims are complete.
         batching: dynamic batching, or None.
-        instances: copies of the model on the CPU (a Python model chooses its device itself); not for an ensemble.
+        instances: groups of copies; none = Triton's choice (an ensemble has none).
         parameters: handed to the model as strings.
+        versions: which version folders are served.
+        warmup: requests before the model counts as ready.
+        cuda_graphs: of a TensorRT engine.
+        response_cache: answer equal requests from memory. Written in any case: whoever reads the file sees it is off.
     """
 
     name: str
@@ -69,96 +141,10 @@ class ModelConfig:
     outputs: tuple[Tensor, ...]
     max_batch_size: int = 0
     batching: Batching | None = None
-    instances: int = 1
+    instances: tuple[Instances, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
-
-    def to_text(self) -> str:
-        """The content of `config.pbtxt`."""
-        text_format = importlib.import_module("google.protobuf.text_format")
-        return str(text_format.MessageToString(_to_message(self)))
-
-
-def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
-    """Reads what `ModelConfig.to_text` wrote.
-
-    Raises:
-        ExportError: not a model configuration, or it has an unknown field (with the line).
-    """
-    text_format = importlib.import_module("google.protobuf.text_format")
-    message = _messages().ModelConfig()
-    try:
-        text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        raise ExportError("not a valid Triton configuration", where=where, got=str(error)) from error
-    return _from_message(message)
-
-
-def _messages() -> Any:
-    try:
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise MissingDependencyError(
-            "writing Triton configurations needs tritonclient", fix="pip install 'gaitsdk[client]'"
-        ) from error
-    return model_config_pb2
-
-
-def _to_message(config: ModelConfig) -> Any:
-    pb = _messages()
-    message = pb.ModelConfig(name=config.name, max_batch_size=config.max_batch_size)
-    for tensor in config.inputs:
-        message.input.add(
-            name=tensor.name, data_type=DATA_TYPES[tensor.data_type], dims=tensor.dims, optional=tensor.optional
-        )
-    for tensor in config.outputs:
-        message.output.add(name=tensor.name, data_type=DATA_TYPES[tensor.data_type], dims=tensor.dims)
-    for key, value in config.parameters.items():
-        message.parameters[key].string_value = value
-    if config.steps:
-        message.platform = "ensemble"
-        for step in config.steps:
-            added = message.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
-            added.input_map.update(step.inputs)
-            added.output_map.update(step.outputs)
-        return message
-    message.backend = config.backend
-    message.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=config.instances)
-    if config.batching:
-        batching = message.dynamic_batching
-        batching.max_queue_delay_microseconds = config.batching.max_delay_us
-        batching.preferred_batch_size.extend(config.batching.preferred)
-        batching.default_queue_policy.max_queue_size = config.batching.max_queue_size
-    return message
-
-
-def _from_message(message: Any) -> ModelConfig:
-    batching = None
-    if message.WhichOneof("scheduling_choice") == "dynamic_batching":
-        found = message.dynamic_batching
-        batching = Batching(
-            max_delay_us=found.max_queue_delay_microseconds,
-            max_queue_size=found.default_queue_policy.max_queue_size,
-            preferred=tuple(found.preferred_batch_size),
-        )
-    return ModelConfig(
-        name=message.name,
-        backend=message.backend or message.platform,
-        inputs=tuple(_tensor(each) for each in message.input),
-        outputs=tuple(_tensor(each) for each in message.output),
-        max_batch_size=message.max_batch_size,
-        batching=batching,
-        instances=sum(group.count for group in message.instance_group) or 1,
-        parameters={key: value.string_value for key, value in message.parameters.items()},
-        steps=tuple(
-            Step(each.model_name, dict(each.input_map), dict(each.output_map))
-            for each in message.ensemble_scheduling.step
-        ),
-    )
-
-
-def _tensor(message: Any) -> Tensor:
-    names = {_messages().DataType.Value(value): key for key, value in DATA_TYPES.items()}
-    if message.data_type not in names:
-        raise ExportError("a data type that gaitsdk does not use", where=message.name, got=message.data_type)
-    return Tensor(message.name, names[message.data_type], tuple(message.dims), getattr(message, "optional", False))
+    versions: Versions = LATEST
+    warmup: tuple[Warmup, ...] = ()
+    cuda_graphs: tuple[CudaGraph, ...] = ()
+    response_cache: bool = False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -47,6 +49,20 @@ class Installation:
         environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *([inherited] if inherited else [])])
         environment["PATH"] = os.pathsep.join([str(folder / "python" / "bin"), environment.get("PATH", "")])
         return ["--backend-directory", str(folder / "backends")], environment
+
+    def options(self) -> frozenset[str]:
+        """The options that the program knows, from what it prints for `--help`.
+
+        Raises:
+            ServerError: it cannot be started.
+        """
+        try:
+            printed = subprocess.run(
+                [self.executable, "--help"], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ServerError("tritonserver cannot be started", where=str(self.executable), got=str(error)) from error
+        return frozenset(re.findall(r"^\s+(--[a-z0-9-]+)", printed.stdout + printed.stderr, re.MULTILINE))
 
     def _arrange_backends(self, folder: Path) -> None:
         server = self.executable.parent.parent

@@ -1,11 +1,11 @@
-"""Renders the `portable` model repository from a bundle.
+"""Renders a model repository from a bundle; `gaitsdk_export.triton.configurations` says what is in it.
 
-The networks run inside the Python backend, by the SDK's own runtimes, so the same repository runs on a CPU machine. It
-holds shapes and the model's fingerprint, but neither weights nor any path: bundle and gallery come from the server's
-environment (`gaitsdk_export.triton.backend.Settings`). Rendering twice gives the same bytes.
+It holds shapes and the model's fingerprint, but no path: bundle and gallery come from the server's environment
+(`gaitsdk_export.triton.backend.Settings`). Weights are in it only as engines. Rendering twice gives the same bytes.
 
-    embed -> shortlist -> rerank -> decide        chained by the ensemble `identify`
-    gallery                                       enroll, delete, list
+MODEL/config.pbtxt
+MODEL/N/                 the version: model.py, or model.plan with the record of its export
+MODEL/warmup/            what the server asks the model before it counts as ready
 """
 
 from __future__ import annotations
@@ -14,74 +14,22 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
 
-from gaitsdk.errors import ExportError, OptionError
-from gaitsdk.rerankers import check_reranker
+from gaitsdk.bundle import Bundle, replace_folder
+from gaitsdk.errors import ExportError
 from gaitsdk.runtimes.wire import DECIDE, EMBED, GALLERY, IDENTIFY, RERANK, SHORTLIST
-from gaitsdk_export.triton.config import Batching, ModelConfig, Step, Tensor
+from gaitsdk_export.triton import warmup
+from gaitsdk_export.triton.configurations import Options, configurations, networks_of
+from gaitsdk_export.triton.engines import BACKBONE, CHECK, PLAN, RECORD, RERANKER, read_engines
+from gaitsdk_export.triton.pbtxt import to_text
 
-if TYPE_CHECKING:
-    from gaitsdk.bundle import Bundle
+__all__ = ["Options", "configurations", "differences", "render", "rendered_files"]
 
 TEMPLATES = Path(__file__).parent / "python_models"
 #: An ensemble's version folder is empty, and git keeps no empty folder; Triton ignores the file.
 PLACEHOLDER = ".gitkeep"
-
-
-@dataclass(frozen=True)
-class Options:
-    """Choices of a rendering.
-
-    Attributes:
-        max_batch: sequences in one request, and in one call of a network.
-        instances: copies of `embed` and of `rerank`; `shortlist` and `gallery` always have one.
-        max_delay_us: how long a request may wait for others to share a batch with, while the model is free; those that
-            come while it is busy share one in any case.
-        max_queue: requests that may wait at `embed` and at `rerank`; beyond that QueueFullError.
-        reranker: any of `gaitsdk.rerankers.RERANKERS`; "none" for a repository without the step.
-    """
-
-    max_batch: int = 16
-    instances: int = 1
-    max_delay_us: int = 0
-    max_queue: int = 256
-    reranker: str = "cargait"
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "instances", "max_queue"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1024:
-                raise OptionError("not a usable number", where=name, got=repr(value), expected="1 to 1024")
-
-
-def configurations(bundle: Bundle, options: Options | None = None) -> list[ModelConfig]:
-    """The repository's models. Without re-ranker there is no `rerank`, and `decide` takes no distances.
-
-    Raises:
-        OptionError: `reranker` is unknown, or the bundle has no weights for it.
-    """
-    options = options or Options()
-    reranked = check_reranker(options.reranker, bundle) != "none"
-    parameters = {"fingerprint": bundle.fingerprint, "reranker": options.reranker}
-    networks = Batching(max_delay_us=options.max_delay_us, max_queue_size=options.max_queue)
-    models = [_embed(bundle), _shortlist(bundle), _decide(bundle, reranked)]
-    if reranked:
-        models.insert(2, _rerank(bundle))
-    models = [
-        replace(
-            model,
-            max_batch_size=options.max_batch,
-            batching=networks if model.name in (EMBED, RERANK) else None,
-            instances=options.instances if model.name in (EMBED, RERANK) else 1,
-            parameters=parameters,
-        )
-        for model in models
-    ]
-    gallery = replace(_gallery(bundle), parameters={**parameters, "max_batch": str(options.max_batch)})
-    return [*models, _identify(models, options.max_batch), gallery]
+_MODELS = frozenset({CHECK, BACKBONE, EMBED, SHORTLIST, RERANKER, RERANK, DECIDE, IDENTIFY, GALLERY})
 
 
 def render(
@@ -91,7 +39,8 @@ def render(
 
     Args:
         bundle_path: a folder NAME.gait, or None for the shipped bundle.
-        out_dir: the repository; an existing one is replaced, any other folder with something in it is refused.
+        out_dir: the repository; of an existing one other versions stay and all else is replaced. Any other folder with
+            something in it is refused.
 
     Returns:
         `out_dir` as a Path.
@@ -123,12 +72,21 @@ def _replace(out: Path, files: Mapping[str, bytes]) -> None:
             target = work / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+        for version in _other_versions(out, files):
+            # Linked, not copied: engines are large, and nobody writes into them.
+            shutil.copytree(out / version, work / version, copy_function=os.link)
         work.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(work, out)
+        replace_folder(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _other_versions(out: Path, files: Mapping[str, bytes]) -> list[str]:
+    """Version folders ("embed/1") of the rendered models that are there and are not rendered now: they stay."""
+    rendered = {PurePosixPath(name).parent.as_posix() for name in files}
+    there = (path for model in {name.partition("/")[0] for name in files} for path in (out / model).glob("[0-9]*"))
+    found = [path.relative_to(out).as_posix() for path in there if path.is_dir()]
+    return sorted(name for name in found if name not in rendered)
 
 
 def differences(
@@ -146,7 +104,8 @@ def differences(
     except OSError as error:
         raise ExportError("the model repository cannot be read", where=str(out), got=str(error)) from error
     report = [f"{name}: missing" for name in expected if name not in found]
-    report += [f"{name}: unexpected" for name in found if name not in expected]
+    kept = tuple(f"{version}/" for version in _other_versions(out, expected))
+    report += [f"{name}: unexpected" for name in found if name not in expected and not name.startswith(kept)]
     report += [f"{n}: changed" for n, content in expected.items() if n in found and found[n] != content]
     return sorted(report)
 
@@ -155,22 +114,30 @@ def rendered_files(
     bundle_path: str | os.PathLike[str] | None, options: Options | None = None
 ) -> Iterator[tuple[str, bytes]]:
     """(path in the repository, content) of every file."""
-    from gaitsdk.bundle import Bundle
-
-    for model in configurations(Bundle.load(bundle_path), options):
-        yield f"{model.name}/config.pbtxt", model.to_text().encode()
+    bundle, options = Bundle.load(bundle_path), options or Options()
+    engines = read_engines(bundle, networks_of(bundle, options))
+    spec = bundle.manifest.input
+    for model in configurations(bundle, options, engines):
+        version = f"{model.name}/{options.version}"
+        yield f"{model.name}/config.pbtxt", to_text(model).encode()
         if model.steps:
-            yield f"{model.name}/1/{PLACEHOLDER}", b""
+            yield f"{version}/{PLACEHOLDER}", b""
+        elif model.backend == "python":
+            yield f"{version}/model.py", (TEMPLATES / model.name / "model.py").read_bytes()
         else:
-            yield f"{model.name}/1/model.py", (TEMPLATES / model.name / "model.py").read_bytes()
+            engine = engines[model.name]
+            yield f"{version}/{RECORD}", engine.record_text
+            if options.weights:
+                yield f"{version}/{PLAN}", engine.content
+        if any(each.data == warmup.WALK for request in model.warmup for each in request.inputs.values()):
+            yield f"{model.name}/warmup/{warmup.WALK}", warmup.walk(spec.size, spec.channels).tobytes()
 
 
 def _refuse_foreign(out: Path) -> None:
     """Rendering replaces a folder: make sure that it is a model repository of ours, or empty."""
     if not out.exists():
         return
-    names = {EMBED, SHORTLIST, RERANK, DECIDE, IDENTIFY, GALLERY}
-    foreign = sorted(each.name for each in out.iterdir() if each.name not in names) if out.is_dir() else ["a file"]
+    foreign = sorted(each.name for each in out.iterdir() if each.name not in _MODELS) if out.is_dir() else ["a file"]
     if foreign:
         raise ExportError(
             "there is something that is no model of this repository",
@@ -178,111 +145,3 @@ def _refuse_foreign(out: Path) -> None:
             got=", ".join(foreign[:5]),
             fix="name a new folder, or remove these",
         )
-
-
-def _embed(bundle: Bundle) -> ModelConfig:
-    return ModelConfig(
-        name=EMBED,
-        backend="python",
-        inputs=(Tensor("silhouettes", "uint8", (-1, *bundle.manifest.input.frame)),),
-        outputs=(Tensor("features", "float32", (bundle.strips, bundle.dims)), Tensor("runtime", "bytes", (1,))),
-    )
-
-
-def _shortlist(bundle: Bundle) -> ModelConfig:
-    return ModelConfig(
-        name=SHORTLIST,
-        backend="python",
-        inputs=(Tensor("features", "float32", (bundle.strips, bundle.dims)),),
-        outputs=(
-            Tensor("candidate_ids", "int64", (-1,)),
-            Tensor("candidate_identity", "bytes", (-1,)),
-            Tensor("shortlist_distance", "float32", (-1,)),
-            Tensor("candidate_features", "float32", (-1, bundle.strips, bundle.dims)),
-            Tensor("gallery_size", "int64", (1,)),
-        ),
-    )
-
-
-def _rerank(bundle: Bundle) -> ModelConfig:
-    return ModelConfig(
-        name=RERANK,
-        backend="python",
-        inputs=(
-            Tensor("features", "float32", (bundle.strips, bundle.dims)),
-            Tensor("candidate_features", "float32", (-1, bundle.strips, bundle.dims)),
-        ),
-        outputs=(Tensor("rerank_distance", "float32", (-1,)),),
-    )
-
-
-def _decide(bundle: Bundle, reranked: bool) -> ModelConfig:
-    return ModelConfig(
-        name=DECIDE,
-        backend="python",
-        inputs=(
-            Tensor("candidate_ids", "int64", (-1,)),
-            Tensor("candidate_identity", "bytes", (-1,)),
-            Tensor("shortlist_distance", "float32", (-1,)),
-            Tensor("gallery_size", "int64", (1,)),
-            *((Tensor("rerank_distance", "float32", (-1,)),) if reranked else ()),
-        ),
-        outputs=(
-            Tensor("identity", "bytes", (-1,)),
-            Tensor("distance", "float32", (-1,)),
-            Tensor("shortlist_distance", "float32", (-1,)),
-            Tensor("shortlist_rank", "int32", (-1,)),
-            Tensor("decision", "bytes", (1,)),
-            Tensor("fingerprint", "bytes", (1,)),
-            Tensor("entry_id", "int64", (-1,)),
-            Tensor("threshold", "float64", (1,)),
-            Tensor("reranked", "int32", (1,)),
-            Tensor("gallery_size", "int64", (1,)),
-        ),
-    )
-
-
-def _identify(models: list[ModelConfig], max_batch: int) -> ModelConfig:
-    """Chains models by the names of their tensors: an input takes what the last model before gave under that name."""
-    source = {"silhouettes": "silhouettes"}
-    steps = []
-    for position, model in enumerate(models):
-        later = {each.name for other in models[position + 1 :] for each in other.inputs}
-        inputs = {each.name: source[each.name] for each in model.inputs}
-        if later:
-            outputs = {each.name: f"{model.name}_{each.name}" for each in model.outputs if each.name in later}
-        else:
-            outputs = {each.name: each.name for each in model.outputs}
-        source.update(outputs)
-        steps.append(Step(model.name, inputs, outputs))
-    return ModelConfig(
-        name=IDENTIFY,
-        backend="ensemble",
-        inputs=models[0].inputs,
-        outputs=models[-1].outputs,
-        max_batch_size=max_batch,
-        steps=tuple(steps),
-    )
-
-
-def _gallery(bundle: Bundle) -> ModelConfig:
-    size = bundle.size
-    return ModelConfig(
-        name=GALLERY,
-        backend="python",
-        inputs=(
-            Tensor("action", "bytes", (1,)),
-            Tensor("identity", "bytes", (1,), optional=True),
-            Tensor("silhouettes", "uint8", (-1, *bundle.manifest.input.frame), optional=True),
-            Tensor("lengths", "int64", (-1,), optional=True),
-            Tensor("entry_id", "int64", (-1,), optional=True),
-        ),
-        outputs=(
-            Tensor("entry_id", "int64", (-1,)),
-            Tensor("identity", "bytes", (-1,)),
-            Tensor("count", "int64", (1,)),
-            Tensor("thumbnail", "uint8", (-1, size, size)),
-            Tensor("description", "bytes", (1,)),
-            Tensor("sequence", "int64", (1,)),
-        ),
-    )

@@ -17,29 +17,23 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gaitsdk.errors import EmptyGalleryError, OptionError, ServerError
-from gaitsdk_export.triton.backend import Settings, example_walk
+from gaitsdk.errors import OptionError, ServerError
+from gaitsdk_export.triton.backend import Settings
+from gaitsdk_export.triton.canary import check
+from gaitsdk_export.triton.hardening import DRAIN_TIMEOUT, check_version, hardened_arguments
 from gaitsdk_export.triton.installation import Installation, find_server
 from gaitsdk_export.triton.leftovers import make_folder, prefix, remove_leftovers
 
-if TYPE_CHECKING:
-    from gaitsdk.runtimes.triton import RemoteEngine
-
 logger = logging.getLogger(__name__)
 
-#: Seconds for the models to load, and for requests in flight to finish when the server is told to stop.
+#: Seconds for the models to load.
 START_TIMEOUT = 120.0
-DRAIN_TIMEOUT = 8
+#: Starts of the program: its Python backend may abort (a lost lock between server and models) on a machine that is too
+#: busy while they come up; seen in about every third start at a load of 30 on two cores.
+ATTEMPTS = 3
 #: Seconds that a server which is stopping may outlive the processes of its models.
 ENDING = 2.0
-#: Before this version the Python backend sends zero bytes for every NumPy 2 array (python_backend pull request 384).
-NUMPY2_SINCE = (2, 53)
-#: Never needed here: both front ends refuse them without a key that nobody knows.
-CLOSED = "shared-memory,model-repository,trace,logging"
 
 # Runs between fork and the server, in a fresh process: asks the kernel to stop the server when the process that started
 # it dies, whatever way. (Doing it in a fork of a threaded parent is not safe.)
@@ -62,8 +56,10 @@ class TritonServer:
         repository: from `gaitsdk_export.triton.repository.render`.
         settings: bundle, gallery, runtime: what the models read from their environment.
         http_port, grpc_port, metrics_port: 0 = any free one; the attributes of the same name tell which.
-        log: file for the server's output; by default one that goes away with the server.
+        log: file for the server's output, or "-" for this process's own; by default a file that goes away with the
+            server.
         installation: which tritonserver; by default `find_server()`.
+        production: refuse a server with known security holes, and close what only developers ask for.
 
     Raises:
         OptionError: ports that cannot be, or a log that cannot be written. ServerError: a port is taken.
@@ -83,14 +79,20 @@ class TritonServer:
         metrics_port: int = 0,
         log: str | os.PathLike[str] | None = None,
         installation: Installation | None = None,
+        production: bool = False,
     ) -> None:
         self.repository, self.settings, self.host = Path(repository), settings, host
         self.http_port, self.grpc_port, self.metrics_port = _ports(host, http_port, grpc_port, metrics_port)
-        self._log = None if log is None else _writable(Path(log))
+        self._to_stdout = log == "-"
+        self._log = None if log is None or self._to_stdout else _writable(Path(log))
         self._installation = installation
+        self._production = production
+        #: Of the tritonserver, once it runs.
+        self.version = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._processes = 0
+        self._asked_to_stop = False
         # The name of the shared memory between models and stubs, so that what a killed server leaves can be removed.
         self._shared_memory = f"{prefix('shm')}{secrets.token_hex(6)}-"
 
@@ -117,19 +119,10 @@ class TritonServer:
         self._folder = make_folder("triton")
         try:
             arguments, environment = installation.arrange(self._folder)
-            command = [str(installation.executable), *arguments, *self._arguments()]
-            guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())]
-            with self.log_path.open("wb") as output:
-                self._process = subprocess.Popen(
-                    [*guard, *command],
-                    env={**environment, **self.settings.to_environment()},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            self._wait_until_ready()
-            self._refuse_numpy2()
+            command = [str(installation.executable), *arguments, *self._arguments(installation)]
+            self._launch(command, {**environment, **self.settings.to_environment()})
+            self.version = str(json.loads(self._get("/v2") or b"{}").get("version", "0"))
+            check_version(self.version, production=self._production)
             self._canary()
             self._processes = len(_members(self.pid))
         except OSError as error:
@@ -145,6 +138,28 @@ class TritonServer:
             raise
         logger.info("Triton answers at %s and %s", self.grpc_url, self.http_url)
         return self
+
+    def _launch(self, command: list[str], environment: dict[str, str]) -> None:
+        """Starts the program and waits until it is ready; once more, where it aborts on a machine that is too busy."""
+        guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid())]
+        for attempt in range(ATTEMPTS):
+            with contextlib.nullcontext() if self._to_stdout else self.log_path.open("wb") as output:
+                self._process = subprocess.Popen(
+                    [*guard, *command],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            try:
+                return self._wait_until_ready()
+            except ServerError:
+                aborted = self._process.poll() == -signal.SIGABRT
+                if not aborted or self._asked_to_stop or attempt == ATTEMPTS - 1:
+                    raise
+                logger.warning("Triton aborted while it started; the next attempt")
+                _kill_group(self._process.pid)
 
     def stop(self) -> int | None:
         """Lets requests in flight finish, ends the server and all of its processes; gives the exit code."""
@@ -182,11 +197,14 @@ class TritonServer:
 
     def terminate(self) -> None:
         """Asks the server to stop, without waiting; for signal handlers."""
+        self._asked_to_stop = True
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def log_tail(self, lines: int = 20) -> str:
         """The end of the server's log."""
+        if self._to_stdout:
+            return "(see above)"
         try:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
         except OSError:
@@ -209,18 +227,14 @@ class TritonServer:
     ) -> None:
         self.stop()
 
-    def _arguments(self) -> list[str]:
-        key = f"closed={secrets.token_hex(16)}"
+    def _arguments(self, installation: Installation) -> list[str]:
         return [
             *("--model-repository", str(self.repository)),
             *("--http-address", self.host, "--http-port", str(self.http_port)),
             *("--grpc-address", self.host, "--grpc-port", str(self.grpc_port)),
             *("--metrics-address", self.host, "--metrics-port", str(self.metrics_port)),
-            *("--model-control-mode", "none", "--disable-auto-complete-config"),
-            *("--strict-readiness", "true", "--exit-on-error", "true", "--exit-timeout-secs", str(DRAIN_TIMEOUT)),
-            *("--allow-sagemaker", "false", "--allow-vertex-ai", "false", "--allow-gpu-metrics", "false"),
             *("--backend-config", f"python,shm-region-prefix-name={self._shared_memory}"),
-            *("--http-restricted-api", f"{CLOSED}:{key}", "--grpc-restricted-protocol", f"{CLOSED}:{key}"),
+            *hardened_arguments(installation.options(), production=self._production),
         ]
 
     def _wait_until_ready(self) -> None:
@@ -240,46 +254,12 @@ class TritonServer:
         errors = [line for line in text if line.startswith("E") or "rror:" in line]
         return "\n".join((errors or text)[-20:])
 
-    def _refuse_numpy2(self) -> None:
-        version = str(json.loads(self._get("/v2") or b"{}").get("version", "0"))
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-        if numbers < NUMPY2_SINCE and int(np.__version__.split(".")[0]) >= 2:
-            raise ServerError(
-                "this tritonserver answers with empty tensors under NumPy 2",
-                where=f"tritonserver {version}",
-                got=f"numpy {np.__version__}",
-                expected=f"numpy < 2, or tritonserver >= {'.'.join(map(str, NUMPY2_SINCE))}",
-                fix="pip install 'numpy<2' 'opencv-python-headless<4.12'",
-            )
-
     def _canary(self) -> None:
         """One made-up walk through every model. Nobody enrolled yet is a healthy answer too."""
-        from gaitsdk.runtimes.triton import RemoteEngine
-
         try:
-            engine = RemoteEngine(self.grpc_url, timeout=START_TIMEOUT, connect_timeout=START_TIMEOUT)
-            try:
-                about = engine.description
-                self._try(engine, example_walk(about.size, about.channels))
-            finally:
-                engine.close()
+            check(self.grpc_url, timeout=START_TIMEOUT)
         except ServerError as error:
-            log = f"the end of the server's log:\n{self._reason()}\n"
-            raise ServerError(f"the canary failed: {error}", got=log) from error
-
-    def _try(self, engine: RemoteEngine, sequence: Any) -> None:
-        about = engine.description
-        features = engine.embed([sequence])
-        if features.shape != (1, about.strips, about.dims) or not np.isfinite(features).all():
-            raise ServerError(
-                "embed gave no usable features", got=str(features.shape), expected=f"[1, {about.strips}, {about.dims}]"
-            )
-        try:
-            answers = engine.identify([sequence], 1, about.k, 0.0)  # a calibration may not fit this re-ranker
-        except EmptyGalleryError:
-            return
-        if answers.fingerprint != about.fingerprint:
-            raise ServerError("two models are being served", got=answers.fingerprint, expected=about.fingerprint)
+            raise ServerError(str(error), got=f"the end of the server's log:\n{self._reason()}\n") from error
 
     def _get(self, path: str) -> bytes | None:
         """The body of a 200 answer, or None."""

@@ -1,7 +1,8 @@
 """The search index: all feature maps in memory, scanned by matrix products, exact by a proven error bound.
 
 A `Snapshot` never changes: `append` and `remove` give a new one that shares the feature maps. So a search needs no
-lock, and appending costs the new rows only (a chunk's spare rows lie beyond what older snapshots look at).
+lock, and appending costs the new rows only (a chunk's spare rows lie beyond what older snapshots look at). Deleting
+marks rows as dead; `tidied` gives their room back, a chunk at a time, so that no search waits long for it.
 
 **Why the answer is exact.** The scan gives, per strip, `q = ||x||^2 + ||y||^2 - 2 x.y` in float32 with unit roundoff
 u = 2^-24. Whatever the order of summation, a dot product of d terms is off by at most g ||x|| ||y||,
@@ -28,7 +29,7 @@ _FIRST_ROWS, _MOST_ROWS, _CHUNK_BYTES = 64, 4096, 1 << 25
 _SCAN_ELEMENTS, _PASS_ELEMENTS = 1 << 18, 1 << 23
 #: Pairs measured exactly at a time.
 _PAIRS = 1024
-#: Compact when more rows than this, and more than the living, are dead.
+#: A chunk is tidied when more of its rows than this, and more than the living, are dead.
 _FEW_DEAD = 64
 
 Ids = NDArray[np.int64]
@@ -54,18 +55,28 @@ class _Chunk:
         self.squares[:, at:end] = square
         self.norms[:, at:end] = np.sqrt(square)
 
+    def picked(self, rows: NDArray[np.intp]) -> _Chunk:
+        """A chunk of these rows alone."""
+        strips, _, dims = self.features.shape
+        fresh = _Chunk(strips, dims, len(rows))
+        fresh.ids[:], fresh.marks[:] = self.ids[rows], self.marks[rows]
+        for name in ("features", "squares", "norms"):
+            np.take(getattr(self, name), rows, axis=1, out=getattr(fresh, name), mode="clip")  # "raise" copies twice
+        return fresh
+
 
 @dataclass(frozen=True)
 class _View:
-    """The first `length` rows of a chunk; `alive` None = all of them."""
+    """The first `length` rows of a chunk, `dead` of which are not `alive` (None = all are)."""
 
     chunk: _Chunk
     length: int
     alive: NDArray[np.bool_] | None = None
+    dead: int = 0
 
     def grown(self, rows: int) -> _View:
         alive = None if self.alive is None else np.concatenate([self.alive, np.ones(rows, np.bool_)])
-        return _View(self.chunk, self.length + rows, alive)
+        return replace(self, length=self.length + rows, alive=alive)
 
     def without(self, ids: Ids) -> tuple[_View, Ids]:
         """The view with these ids dead, and the rows that died."""
@@ -76,10 +87,15 @@ class _View:
             return self, rows
         alive = np.ones(self.length, np.bool_) if self.alive is None else self.alive.copy()
         alive[rows] = False
-        return replace(self, alive=alive), rows
+        return replace(self, alive=alive, dead=self.dead + len(rows)), rows
 
-    def living(self) -> NDArray[np.intp]:
-        return np.arange(self.length) if self.alive is None else np.flatnonzero(self.alive)
+    def untidy(self) -> int:
+        """By how many rows the dead exceed what may stay."""
+        return self.dead - max(_FEW_DEAD, self.length - self.dead)
+
+    def tidied(self) -> _View:
+        living = np.arange(self.length) if self.alive is None else np.flatnonzero(self.alive)
+        return _View(self.chunk.picked(living), len(living))
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,6 @@ class Snapshot:
         strips, dims: of a feature map.
         metric: "euclidean" or "cosine".
         count: living entries.
-        dead: rows still held of deleted entries.
         digest: sum of the living entries' marks (checksums), to compare with the store's own sum.
         last_id: highest entry id ever appended.
     """
@@ -99,7 +114,6 @@ class Snapshot:
     dims: int
     metric: str
     count: int = 0
-    dead: int = 0
     digest: int = 0
     last_id: int = 0
     views: tuple[_View, ...] = field(default=(), repr=False)
@@ -136,20 +150,21 @@ class Snapshot:
             marks += int(view.chunk.marks[rows].sum())
         if not died:
             return self
-        thinner = replace(
-            self,
-            views=tuple(views),
-            count=self.count - died,
-            dead=self.dead + died,
-            digest=self.digest - marks,
-        )
-        return thinner._compacted() if thinner.dead > max(_FEW_DEAD, thinner.count) else thinner
+        return replace(self, views=tuple(views), count=self.count - died, digest=self.digest - marks)
+
+    def tidied(self) -> Snapshot:
+        """The same entries without the dead rows of the untidiest chunk; itself where there is little to gain."""
+        worst = max(self.views, key=_View.untidy, default=None)
+        if worst is None or worst.untidy() <= 0:
+            return self
+        views = (view.tidied() if view is worst else view for view in self.views)
+        return replace(self, views=tuple(view for view in views if view.length))
 
     def search(self, probes: Features, k: int) -> tuple[Ids, Features]:
         """Ids `[n, k]` int64 and distances `[n, k]` float32, by distance, then id; `1 <= k <= count`."""
         ids = np.empty((len(probes), k), np.int64)
         distances = np.empty((len(probes), k), np.float32)
-        rows = self.count + self.dead
+        rows = sum(view.length for view in self.views)
         step = max(1, min(64, _PASS_ELEMENTS // rows))
         for i in range(0, len(probes), step):
             part = slice(i, i + step)
@@ -195,14 +210,6 @@ class Snapshot:
         galleries."""
         most = max(_FIRST_ROWS, min(_MOST_ROWS, _CHUNK_BYTES // (4 * self.strips * self.dims)))
         return _Chunk(self.strips, self.dims, min(most, max(_FIRST_ROWS, 2 * previous, wanted)))
-
-    def _compacted(self) -> Snapshot:
-        fresh = Snapshot(self.strips, self.dims, self.metric)
-        for view in self.views:
-            rows = view.living()
-            chunk = view.chunk
-            fresh = fresh.append(chunk.ids[rows], chunk.marks[rows], chunk.features[:, rows].transpose(1, 0, 2))
-        return replace(fresh, last_id=self.last_id)
 
 
 def _scan(view: _View, probes: Features, metric: str) -> tuple[Features, Features]:

@@ -233,6 +233,7 @@ class SqliteGallery(Gallery):
                     snapshot = self._caught_up(connection, state)
                 # Published only when whole: after an error the next search begins from the old one again.
                 self._snapshot, self._sequence, self._version = snapshot, state.sequence, version
+            self._snapshot = self._snapshot.tidied()
             return self._snapshot
 
     def _caught_up(self, connection: sqlite3.Connection, state: _State) -> Snapshot:

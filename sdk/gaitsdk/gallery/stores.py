@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gaitsdk.errors import OptionError
+from gaitsdk.errors import GalleryError, InputError, OptionError
 from gaitsdk.gallery.protocol import Gallery
 from gaitsdk.gallery.sqlite import SqliteGallery
+
+if TYPE_CHECKING:
+    from gaitsdk.bundle import Bundle
 
 
 def open_gallery(
@@ -61,4 +66,37 @@ def open_gallery(
         read_only=read_only,
         create=create,
         timeout=timeout,
+    )
+
+
+def default_gallery() -> Path:
+    """The gallery file that `Recognizer.load()` and the command line share: `$GAITSDK_GALLERY`, else
+    `gaitsdk/gallery.db` in the user's data folder (`$XDG_DATA_HOME` or `~/.local/share`)."""
+    if chosen := os.environ.get("GAITSDK_GALLERY"):
+        return Path(chosen)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "gaitsdk" / "gallery.db"
+
+
+def open_for(bundle: Bundle, path: str | os.PathLike[str] | None = None) -> Gallery:
+    """The gallery at `path` (None = `default_gallery()`, whose folder is made) for the features of a bundle's model.
+
+    Raises:
+        InputError: an empty path. Others as of `open_gallery`.
+    """
+    place = str(default_gallery() if path is None else path)
+    if not place:
+        raise InputError("the path is empty", where="gallery", fix='pass a file, or ":memory:"')
+    if path is None:
+        try:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GalleryError(
+                "the folder of the default gallery cannot be made",
+                where=place,
+                got=str(error),
+                fix="set GAITSDK_GALLERY to a file that you may write, or pass gallery=...",
+            ) from error
+    return open_gallery(
+        place, fingerprint=bundle.fingerprint, strips=bundle.strips, dims=bundle.dims, metric=bundle.metric
     )

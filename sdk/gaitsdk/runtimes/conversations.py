@@ -8,9 +8,10 @@ Shapes: n probes, T frames, S pixels, s strips, d dimensions, K candidates re-ra
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ _IDENTIFY_OUTPUTS = (
     "threshold",
     "reranked",
     "gallery_size",
+    "gallery_sequence",
 )
 
 #: Who answers there, and the limits of it.
@@ -67,9 +69,10 @@ def advance(talk: Talk[T], reply: Reply | None, url: str) -> Request | Done[T]:
         raise unreadable(url, error) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Conversations:
-    """The verbs of `gaitsdk.engine.Engine` with one server.
+    """The verbs of `gaitsdk.engine.Engine` with one server. Whoever enrols or deletes finds it done in what is asked
+    next, in whatever thread: the commit number of the answer goes with every later question.
 
     Attributes:
         url: for messages.
@@ -77,6 +80,7 @@ class Conversations:
         length_handling: "cyclic" or "alone", see `pipeline.embed_many`.
         max_batch: sequences per request; more are split.
         threshold: the calibration for pairs: a number, None, or the text of the error that asking for it raises.
+        changed: the highest commit number that an enrolment or deletion was answered with.
     """
 
     url: str
@@ -84,6 +88,8 @@ class Conversations:
     length_handling: str
     max_batch: int
     threshold: float | str | None
+    changed: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def read(cls, url: str, reply: Reply) -> Conversations:
@@ -111,8 +117,10 @@ class Conversations:
                 rows[i] = row
         return np.stack([row for row in rows if row is not None])
 
-    def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Talk[Answers]:
-        parameters: dict[str, Any] = {"top_k": top_k}
+    def identify(
+        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
+    ) -> Talk[Answers]:
+        parameters = self._parameters(top_k, min_sequence)
         if k:  # 0: the server re-ranks nothing
             parameters["k"] = k
         if threshold is not None:
@@ -134,11 +142,12 @@ class Conversations:
             )
         return answers
 
-    def search(self, features: Features, k: int) -> Talk[tuple[NDArray[np.int64], Features]]:
+    def search(self, features: Features, k: int, min_sequence: int = 0) -> Talk[tuple[NDArray[np.int64], Features]]:
         outputs = ("candidate_ids", "shortlist_distance")
+        parameters = self._parameters(k, min_sequence)
         parts = []
         for part in _parts(len(features), self.max_batch):
-            parts.append((yield Request(SHORTLIST, {"features": features[part]}, outputs, {"top_k": k})))
+            parts.append((yield Request(SHORTLIST, {"features": features[part]}, outputs, parameters)))
         listed = min(part["candidate_ids"].shape[1] for part in parts)
         ids, distances = (np.concatenate([part[name][:, :listed] for part in parts]) for name in outputs)
         return ids, distances
@@ -165,15 +174,17 @@ class Conversations:
     def enroll(self, identity: str, sequences: Sequence[Silhouettes]) -> Talk[list[int]]:
         lengths = np.array([len(each) for each in sequences], np.int64)
         inputs = {"identity": _text(identity), "silhouettes": np.concatenate(list(sequences)), "lengths": lengths}
-        answer = yield _gallery("enroll", ("entry_id",), repeatable=False, **inputs)
+        answer = yield _gallery("enroll", ("entry_id", "sequence"), repeatable=False, **inputs)
+        self._remember(answer)
         return [int(entry) for entry in answer["entry_id"]]
 
     def delete(self, identity: str) -> Talk[int]:
-        answer = yield _gallery("delete", ("count",), repeatable=False, identity=_text(identity))
+        answer = yield _gallery("delete", ("count", "sequence"), repeatable=False, identity=_text(identity))
+        self._remember(answer)
         return int(answer["count"][0])
 
     def identities(self) -> Talk[list[str]]:
-        answer = yield _gallery("identities", ("identity",))
+        answer = yield _gallery("list", ("identity",))
         return [name.decode() for name in answer["identity"]]
 
     def thumbnails(self, entry_ids: list[int]) -> Talk[list[Silhouettes | None]]:
@@ -186,9 +197,21 @@ class Conversations:
         answer = yield _gallery("count", ("count",))
         return int(answer["count"][0])
 
+    def gallery_sequence(self) -> Talk[int]:
+        answer = yield _gallery("count", ("sequence",))
+        return int(answer["sequence"][0])
+
+    def _parameters(self, top_k: int, min_sequence: int) -> dict[str, Any]:
+        reached = max(min_sequence, self.changed)
+        return {"top_k": top_k, "min_sequence": reached} if reached else {"top_k": top_k}
+
+    def _remember(self, answer: Reply) -> None:
+        with self._lock:
+            self.changed = max(self.changed, int(answer["sequence"][0]))
+
     def _batches(self, sequences: Sequence[Silhouettes]) -> Iterator[tuple[list[int], Silhouettes]]:
         """Positions and their sequences stacked: similar lengths together, no request above the message limit."""
-        padding = pipeline.PADDING_LIMIT if self.length_handling == "cyclic" else 1.0
+        padding = pipeline.padding_limit(self.length_handling)
         for group in pipeline.batches([len(each) for each in sequences], self.max_batch, padding):
             longest = max(len(sequences[i]) for i in group)
             step = max(1, MAX_MESSAGE_BYTES // (longest * sequences[group[0]][0].nbytes))
@@ -220,6 +243,7 @@ def _answers(parts: list[Reply], order: list[int], elapsed_ms: float) -> Answers
         threshold=None if np.isnan(cut) else cut,
         fingerprint=rows["fingerprint"].ravel()[0].decode(),
         gallery_size=int(rows["gallery_size"][0, 0]),
+        gallery_sequence=int(rows["gallery_sequence"].min()),
         timings_ms={"round_trip": elapsed_ms},
     )
 

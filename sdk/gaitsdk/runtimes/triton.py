@@ -69,11 +69,13 @@ class RemoteEngine:
     def embed(self, sequences: Sequence[Silhouettes]) -> Features:
         return self._run(self._talk.embed(sequences))
 
-    def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
-        return self._run(self._talk.identify(sequences, top_k, k, threshold))
+    def identify(
+        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
+    ) -> Answers:
+        return self._run(self._talk.identify(sequences, top_k, k, threshold, min_sequence))
 
-    def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
-        return self._run(self._talk.search(features, k))
+    def search(self, features: Features, k: int, min_sequence: int = 0) -> tuple[NDArray[np.int64], Features]:
+        return self._run(self._talk.search(features, k, min_sequence))
 
     def rerank(self, probe: Features, candidates: Features) -> Features:
         return self._run(self._talk.rerank(probe, candidates))
@@ -95,6 +97,9 @@ class RemoteEngine:
 
     def count(self) -> int:
         return self._run(self._talk.count())
+
+    def gallery_sequence(self) -> int:
+        return self._run(self._talk.gallery_sequence())
 
     def close(self) -> None:
         self._transport.close()
@@ -148,11 +153,13 @@ class AsyncRemoteEngine:
     async def embed(self, sequences: Sequence[Silhouettes]) -> Features:
         return await self._run(self._talk.embed(sequences))
 
-    async def identify(self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None) -> Answers:
-        return await self._run(self._talk.identify(sequences, top_k, k, threshold))
+    async def identify(
+        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
+    ) -> Answers:
+        return await self._run(self._talk.identify(sequences, top_k, k, threshold, min_sequence))
 
-    async def search(self, features: Features, k: int) -> tuple[NDArray[np.int64], Features]:
-        return await self._run(self._talk.search(features, k))
+    async def search(self, features: Features, k: int, min_sequence: int = 0) -> tuple[NDArray[np.int64], Features]:
+        return await self._run(self._talk.search(features, k, min_sequence))
 
     async def rerank(self, probe: Features, candidates: Features) -> Features:
         return await self._run(self._talk.rerank(probe, candidates))
@@ -171,6 +178,9 @@ class AsyncRemoteEngine:
 
     async def count(self) -> int:
         return await self._run(self._talk.count())
+
+    async def gallery_sequence(self) -> int:
+        return await self._run(self._talk.gallery_sequence())
 
     def thumbnails(self, entry_ids: list[int]) -> list[Silhouettes | None]:
         """Without `await`, because results ask for them when they draw themselves: over a connection of its own."""

@@ -26,6 +26,8 @@ MAX_TOP_K = 10_000
 _FIELDS = ("what", "where", "got", "expected", "fix")
 # Errors about what the caller sent or asked for. Others (a damaged bundle, a full disk) tell of the server's inside.
 _FOR_CALLERS = (InputError, GalleryError, CalibrationError)
+#: Characters of a text that an answer repeats: gRPC carries errors in a header of 8 KB.
+_LONGEST_TEXT = 500
 _PATH = re.compile(r"(?<![\w.])/(?:[^\s/'\",;:)]+/)+[^\s'\",;:)]*")
 
 
@@ -34,12 +36,18 @@ def encode_error(error: Exception) -> str:
     about errors that are not the caller's business."""
     if not isinstance(error, _FOR_CALLERS):
         error = ServerError("the server failed at this request", fix="the reason stands in the server's log")
-    fields: dict[str, str] = {"error": type(error).__name__, "message": _PATH.sub("<path>", str(error))}
+    fields: dict[str, str] = {"error": type(error).__name__, "message": _for_callers(error)}
     for name in _FIELDS:
         value = getattr(error, name)
         if value is not None:
-            fields[name] = _PATH.sub("<path>", str(value))
+            fields[name] = _for_callers(value)
     return json.dumps(fields)
+
+
+def _for_callers(part: object) -> str:
+    text = str(part)
+    shortened = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+    return _PATH.sub("<path>", shortened)
 
 
 def decode_error(text: str) -> GaitError | None:

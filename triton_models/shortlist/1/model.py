@@ -1,7 +1,8 @@
 """shortlist: features [B, s, d] -> the M nearest entries of the gallery, and the feature maps of the first K.
 
 Request parameters: `top_k` (default 10), `k` (default: the bundle's K; nothing is re-ranked where the repository was
-rendered without re-ranker). One instance: it holds the gallery's index.
+rendered without re-ranker), `min_sequence` (default 0): the commit that the gallery must have reached. One instance: it
+holds the gallery's index, which takes in what was committed since the last search.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class TritonPythonModel(Batched):
         features = self.require(request, "features")
         if not np.isfinite(features).all():
             raise InputError("NaN or infinite values", where="features", fix="send what embed answers")
-        top_k, k = list_lengths(request_parameters(request), self.bundle, self.reranker)
+        asked = request_parameters(request)
+        top_k, k = list_lengths(asked, self.bundle, self.reranker, int(self.parameter("max_k")))
+        pipeline.check_reached(self.gallery, pipeline.check_sequence(asked.get("min_sequence")))
         reranked = self.reranker != "none" and "candidate_features" in request.requested_output_names()
         return (top_k, k if reranked else 0), (features,)
 
@@ -39,7 +42,9 @@ class TritonPythonModel(Batched):
             "shortlist_distance": np.ascontiguousarray(found.distances, np.float32),
             "candidate_features": np.ascontiguousarray(found.features, np.float32),
             "gallery_size": np.full((len(features), 1), size, np.int64),
+            "gallery_sequence": np.full((len(features), 1), found.sequence, np.int64),
         }
 
     def finalize(self):
+        super().finalize()
         self.gallery.close()

@@ -3,10 +3,11 @@
     enroll      identity, silhouettes [F, S, S] (all sequences, one after the other; [F, C, S, S] for a model of C
                 maps), lengths [n] -> entry_id [n]
     delete      identity -> count: entries deleted
-    identities  -> identity [n]
+    list        -> identity [n]
     count       -> count: entries
     thumbnails  entry_id [n] -> thumbnail [n, S, S]; all zero where there is none
     describe    -> description: JSON, what answers here
+    health      -> description: JSON; an error unless one made-up walk gets through all models and the gallery is whole
 
 Every answer carries `sequence`, the gallery's commit number.
 """
@@ -15,16 +16,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import time
+from contextlib import suppress
 
 import numpy as np
 
 from gaitsdk import pipeline
 from gaitsdk.calibration import threshold_for
 from gaitsdk.engine import describe
-from gaitsdk.errors import CalibrationError, InputError, OptionError, ServerError
-from gaitsdk.runtimes.wire import EMBED, decode_error, encode_error
+from gaitsdk.errors import CalibrationError, EmptyGalleryError, GalleryError, InputError, OptionError, ServerError
+from gaitsdk.runtimes.wire import EMBED, IDENTIFY, RERANK, decode_error, encode_error
 from gaitsdk.silhouettes import check_silhouettes
-from gaitsdk_export.triton.backend import Model, example_walk, to_bytes
+from gaitsdk_export.triton.backend import Model, asked_by, example_walk, to_bytes
 
 
 class TritonPythonModel(Model):
@@ -33,28 +37,44 @@ class TritonPythonModel(Model):
         self.actions = {
             "enroll": self.enroll,
             "delete": self.delete,
-            "identities": lambda request: {"identity": to_bytes(self.gallery.identities())},
+            "list": lambda request: {"identity": to_bytes(self.gallery.identities())},
             "count": lambda request: {"count": np.array([self.gallery.count], np.int64)},
             "thumbnails": self.thumbnails,
             "describe": self.describe,
+            "health": self.health,
         }
+        self.file = os.stat(self.gallery.location)
+        self.measured, self.measure_again = None, 0.0
+        self.metrics.declare("gaitsdk_enrolled_entries_total")
+        self.metrics.declare("gaitsdk_deleted_entries_total")
         self.description = None
 
     def execute(self, requests):
         return [self.respond(request) for request in requests]
 
     def respond(self, request):
+        self.began = time.perf_counter()
         try:
             action = self.text(request, "action")
             if action not in self.actions:
                 raise OptionError("unknown action", where="action", got=repr(action), expected=", ".join(self.actions))
             outputs = self.actions[action](request)
+            with suppress(GalleryError):  # whoever enrolled has enrolled
+                self.measure()
             return self.answer(request, {**outputs, "sequence": np.array([self.gallery.sequence], np.int64)})
         except Exception as error:  # noqa: BLE001 - whatever it is, the server lives and the caller gets a typed error
-            return self.refuse(error)
+            return self.refuse(error, request)
 
     def enroll(self, request):
         identity = self.text(request, "identity")
+        with self.changing("enroll", request, identity) as done:
+            entries = self.embed_and_add(request, identity)
+            done |= {"entries": entries, "sequence": self.gallery.sequence}
+        self.events.write("enrolled", **asked_by(request), entries=len(entries), ms=self.elapsed_ms())
+        self.metrics.add("gaitsdk_enrolled_entries_total", len(entries))
+        return {"entry_id": np.asarray(entries, np.int64), "count": np.array([len(entries)], np.int64)}
+
+    def embed_and_add(self, request, identity):
         frames, lengths = self.require(request, "silhouettes"), self.require(request, "lengths")
         if not len(lengths) or lengths.min() < 1 or lengths.sum() != len(frames):
             raise InputError(
@@ -73,11 +93,17 @@ class TritonPythonModel(Model):
             max_batch=int(self.parameter("max_batch")),
             length_handling=self.bundle.manifest.length_handling,
         )
-        entries = pipeline.enroll(self.gallery, identity, sequences, features)
-        return {"entry_id": np.asarray(entries, np.int64), "count": np.array([len(entries)], np.int64)}
+        self.check_file()
+        return pipeline.enroll(self.gallery, identity, sequences, features)
 
     def delete(self, request):
-        deleted = pipeline.delete(self.gallery, self.text(request, "identity"))
+        identity = self.text(request, "identity")
+        with self.changing("delete", request, identity) as done:
+            self.check_file()
+            deleted = pipeline.delete(self.gallery, identity)
+            done |= {"count": deleted, "sequence": self.gallery.sequence}
+        self.events.write("deleted", **asked_by(request), entries=deleted, ms=self.elapsed_ms())
+        self.metrics.add("gaitsdk_deleted_entries_total", deleted)
         return {"count": np.array([deleted], np.int64)}
 
     def thumbnails(self, request):
@@ -112,15 +138,61 @@ class TritonPythonModel(Model):
         except CalibrationError as error:
             return encode_error(error)
 
+    def check_file(self):
+        """What is written into a file that has lost its name is gone with the server."""
+        path = self.gallery.location
+        if not os.path.exists(path) or not os.path.samestat(self.file, os.stat(path)):
+            raise GalleryError("the file was replaced or removed", where="gallery", fix="start the server again")
+
+    def health(self, request):
+        self.check_file()
+        spec = self.bundle.manifest.input
+        example = example_walk(spec.size, spec.channels)[None]
+        try:
+            found = self.ask(
+                IDENTIFY, {"silhouettes": example}, ["fingerprint", "distance"], top_k=1, threshold="0", canary=True
+            )
+            usable = np.isfinite(found["distance"]).all() and self.bundle.fingerprint.encode() in found["fingerprint"]
+        except EmptyGalleryError:  # nothing to search, and whoever re-ranks gets the walk itself
+            features = self.embed(example)[0]
+            ranked = {"features": features, "candidate_features": features[:, None]}
+            if self.reranker != "none":
+                ranked = self.ask(RERANK, ranked, ["rerank_distance"])
+            usable = all(np.isfinite(each).all() for each in ranked.values())
+        if not usable:
+            raise ServerError("the models give no usable answer", where="health", fix="see the server's log")
+        state = {"entries": self.gallery.count, "sequence": self.gallery.sequence, "ms": self.elapsed_ms()}
+        return {"description": to_bytes([json.dumps(state)])}
+
+    def measure(self):
+        """Tells how large the gallery is. Counting identities reads them all: it takes 5 % of the time at most."""
+        state = self.gallery.sequence
+        if state == self.measured:
+            return
+        self.metrics.set("gaitsdk_gallery_sequence", state)
+        self.metrics.set("gaitsdk_gallery_entries", self.gallery.count)
+        started = time.perf_counter()
+        if started < self.measure_again:
+            return
+        self.metrics.set("gaitsdk_gallery_identities", len(self.gallery.identities()))
+        ended = time.perf_counter()
+        self.measured, self.measure_again = state, ended + 19 * (ended - started)
+
     def embed(self, silhouettes):
-        """Asks the model `embed` of this server: [B, T, S, S] -> features [B, s, d], and what executes it."""
-        wanted = ["features", "runtime"]
-        tensors = [self.pb.Tensor("silhouettes", np.ascontiguousarray(silhouettes))]
-        answer = self.pb.InferenceRequest(model_name=EMBED, requested_output_names=wanted, inputs=tensors).exec()
+        """Asks `embed`: [B, T, S, S] -> features [B, s, d], and what executes it."""
+        found = self.ask(EMBED, {"silhouettes": np.ascontiguousarray(silhouettes)}, ["features", "runtime"])
+        return found["features"], found["runtime"]
+
+    def ask(self, model, inputs, outputs, **parameters):
+        """Asks another model of this server; raises the error that it met."""
+        tensors = [self.pb.Tensor(name, array) for name, array in inputs.items()]
+        answer = self.pb.InferenceRequest(
+            model_name=model, requested_output_names=outputs, inputs=tensors, parameters=parameters
+        ).exec()
         if answer.has_error():
             message = answer.error().message()
-            raise decode_error(message) or ServerError("embed failed", got=message)
-        return tuple(self.pb.get_output_tensor_by_name(answer, name).as_numpy() for name in wanted)
+            raise decode_error(message) or ServerError(f"{model} failed", got=message)
+        return {name: self.pb.get_output_tensor_by_name(answer, name).as_numpy() for name in outputs}
 
     def text(self, request, name):
         """An input of one string."""
@@ -133,4 +205,5 @@ class TritonPythonModel(Model):
             raise InputError("not valid UTF-8", where=name, fix="encode the text as UTF-8") from error
 
     def finalize(self):
+        super().finalize()
         self.gallery.close()
