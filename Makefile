@@ -35,7 +35,7 @@ demo: setup  ## enrol and identify synthetic walkers, in-process and through a r
 	$(BIN)/gaitsdk demo
 
 test: setup lint  ## format, types and every test (a quarter of an hour on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-models: setup  ## export every backbone at its published sizes and compare (an hour on two cores)
 	$(BIN)/python -m pytest -m models

@@ -101,7 +101,7 @@ def test_unusable_silhouettes(raw: Any, model: str, silhouettes: np.ndarray, err
     ("arrays", "says"),
     [
         ({"silhouettes": np.zeros((1, 12, 32, 32), np.uint8)}, "unexpected shape"),
-        ({"silhouettes": np.zeros((12, 64, 64), np.uint8)}, "unexpected shape"),
+        ({"silhouettes": np.zeros((2, 64, 64), np.uint8)}, "unexpected shape"),
         ({"silhouettes": np.zeros((1, 12, 64, 64), np.float32)}, "data-type"),
         ({"silhouettes": np.zeros((17, 4, 64, 64), np.uint8)}, "batch-size"),
         ({"pictures": GOOD[None]}, "pictures"),

@@ -211,6 +211,7 @@ def test_answers_follow_a_process_that_writes_into_the_file(
             gallery.delete(identity="written")
 
 
+@pytest.mark.serving
 @pytest.mark.timeout(900)
 def test_what_was_acknowledged_survives_kills_of_the_whole_server(installation: Installation, tmp_path: Path) -> None:
     """kill -9 of the server and all of its models at once, while two clients enrol."""

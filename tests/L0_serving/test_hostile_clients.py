@@ -196,6 +196,7 @@ def test_a_byte_above_64_mib(server: TritonServer, stub: Any, remote: Recognizer
     assert MAX_MESSAGE_BYTES < LIMIT
 
 
+@pytest.mark.serving
 def test_ten_thousand_requests_opened_and_dropped(server: TritonServer, stub: Any) -> None:
     """gRPC streams, HTTP connections and, where the server bears it, gRPC calls, in turns. The first 2,000 fill what
     grows once."""

@@ -106,6 +106,7 @@ def test_no_wrong_answer_from_many_clients(
     assert set(found["errors"]) <= {"QueueFullError"}
 
 
+@pytest.mark.serving
 def test_more_than_a_server_can_do_is_refused_and_the_rest_answered_in_time(
     load: ModuleType, installation: Installation, settings: Settings, local: Recognizer, tmp_path: Path
 ) -> None:
