@@ -196,6 +196,19 @@ def test_a_full_queue_refuses_some_and_answers_the_others_rightly(
         assert answered and all(each == right for each in answered)
         assert ranking(patient) == right, "the queue is empty again"
 
+        # An enrolment asks for features in the same queue, and is told the same.
+        over, entries = threading.Event(), once.count
+        with ThreadPoolExecutor(12) as pool:
+            crowd = [pool.submit(lambda: [ask(once) for _ in iter(over.is_set, True)]) for _ in range(12)]
+            try:
+                with pytest.raises(QueueFullError) as caught:
+                    for i in range(100):
+                        once.enroll(f"late-{i}", WALK)
+            finally:
+                over.set()
+            assert caught.value.retryable and all(each.result() for each in crowd)
+        assert patient.count == entries + i
+
 
 def test_a_full_disk_enrols_nothing_and_stops_nobody(serve: Serve, tmp_path: Path) -> None:
     server = serve()

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from gaitsdk import errors
-from gaitsdk.errors import CalibrationError, GaitError, GalleryError, InputError, ServerError
+from gaitsdk.errors import CalibrationError, GaitError, GalleryError, InputError, QueueFullError, ServerError
 
 #: Models of the repository.
 EMBED, SHORTLIST, RERANK, DECIDE, IDENTIFY, GALLERY = "embed", "shortlist", "rerank", "decide", "identify", "gallery"
@@ -24,8 +24,9 @@ CONNECT_TIMEOUT = 2.0
 MAX_TOP_K = 10_000
 
 _FIELDS = ("what", "where", "got", "expected", "fix")
-# Errors about what the caller sent or asked for. Others (a damaged bundle, a full disk) tell of the server's inside.
-_FOR_CALLERS = (InputError, GalleryError, CalibrationError)
+# Errors about what the caller sent or asked for, or that will pass. Others (a damaged bundle, a full disk) tell of the
+# server's inside.
+_FOR_CALLERS = (InputError, GalleryError, CalibrationError, QueueFullError)
 #: Characters of a text that an answer repeats: gRPC carries errors in a header of 8 KB.
 _LONGEST_TEXT = 500
 _PATH = re.compile(r"(?<![\w.])/(?:[^\s/'\",;:)]+/)+[^\s'\",;:)]*")

@@ -26,7 +26,8 @@ from gaitsdk import pipeline
 from gaitsdk.calibration import threshold_for
 from gaitsdk.engine import describe
 from gaitsdk.errors import CalibrationError, EmptyGalleryError, GalleryError, InputError, OptionError, ServerError
-from gaitsdk.runtimes.wire import EMBED, IDENTIFY, RERANK, decode_error, encode_error
+from gaitsdk.runtimes.statuses import typed
+from gaitsdk.runtimes.wire import EMBED, IDENTIFY, RERANK, encode_error
 from gaitsdk.silhouettes import check_silhouettes
 from gaitsdk_export.triton.backend import Model, asked_by, example_walk, to_bytes
 
@@ -190,8 +191,7 @@ class TritonPythonModel(Model):
             model_name=model, requested_output_names=outputs, inputs=tensors, parameters=parameters
         ).exec()
         if answer.has_error():
-            message = answer.error().message()
-            raise decode_error(message) or ServerError(f"{model} failed", got=message)
+            raise typed("INTERNAL", answer.error().message(), f"model {model}", 0.0)
         return {name: self.pb.get_output_tensor_by_name(answer, name).as_numpy() for name in outputs}
 
     def text(self, request, name):
