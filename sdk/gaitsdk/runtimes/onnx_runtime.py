@@ -171,8 +171,8 @@ def _session(ort: Any, bundle: Bundle, network: Network, threads: int, providers
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that wait busily for more work take the cores of other calls. Measured on two cores: one caller waits 13.0
-    # instead of 12.4 ms for the shipped backbone, eight callers get 69 instead of 55 identifications a second.
+    # Threads that wait busily for more work take the cores of other calls. Tried once by hand on two busy cores, no
+    # script: one caller 13.0 instead of 12.4 ms, eight callers 69 instead of 55 identifications a second.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; its warnings are about its own graph rewriting
     # Weights lie in the artefact. One that names other files is refused, wherever those lie: there is no such folder.
