@@ -104,14 +104,14 @@ class Proxy(threading.Thread):
 
     def reset(self) -> None:
         """Every open connection ends with RST."""
-        for near, far in list(self.pairs):
+        # One by one: a client that comes back while this loop runs must not be forgotten.
+        for near, far in [self.pairs.pop() for _ in range(len(self.pairs))]:
             with suppress(OSError):
                 near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 near.shutdown(socket.SHUT_RD)  # a thread that waits in recv keeps a closed socket open: wake it
                 near.close()
             with suppress(OSError):
                 far.shutdown(socket.SHUT_RDWR)
-        self.pairs.clear()
 
     def away(self) -> None:
         """Nobody listens any more, and all connections are gone."""
