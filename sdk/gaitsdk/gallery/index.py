@@ -16,6 +16,7 @@ For cosine the bound is that of a dot product of unit vectors: g + 8 u.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,12 +28,17 @@ _U = 2.0**-24
 _FIRST_ROWS, _MOST_ROWS, _CHUNK_BYTES = 64, 4096, 1 << 25
 #: Elements of a scan's temporary (1 MB, so that it stays in cache), and of the [probes, rows] arrays of one pass.
 _SCAN_ELEMENTS, _PASS_ELEMENTS = 1 << 18, 1 << 23
+#: Multiplications up to which a scan keeps to one core (1 to 2 ms). BLAS gains little there, and the idle threads of
+#: OpenBLAS go on spinning for some 25 ms on the core that the next network needs.
+_SMALL_SCAN = 1 << 23
 #: Pairs measured exactly at a time.
 _PAIRS = 1024
 #: A chunk is tidied when more of its rows than this, and more than the living, are dead.
 _FEW_DEAD = 64
 
 Ids = NDArray[np.int64]
+#: `[strips, n, d]`, `[strips, rows, d]` -> `[strips, n, rows]`.
+Multiply = Callable[[Features, Features], Features]
 
 
 class _Chunk:
@@ -173,7 +179,9 @@ class Snapshot:
 
     def _pass(self, probes: Features, k: int) -> tuple[Ids, Features]:
         n = len(probes)
-        scans = [_scan(view, probes, self.metric) for view in self.views]
+        size = probes.size * sum(view.length for view in self.views)
+        multiply = _on_one_core if size <= _SMALL_SCAN else _by_blas
+        scans = [_scan(view, probes, self.metric, multiply) for view in self.views]
         nearest = np.concatenate([low for low, _ in scans], axis=1)
         farthest = np.concatenate([high for _, high in scans], axis=1)
         limit = np.partition(farthest, k - 1, axis=1)[:, k - 1]
@@ -212,11 +220,11 @@ class Snapshot:
         return _Chunk(self.strips, self.dims, min(most, max(_FIRST_ROWS, 2 * previous, wanted)))
 
 
-def _scan(view: _View, probes: Features, metric: str) -> tuple[Features, Features]:
+def _scan(view: _View, probes: Features, metric: str, multiply: Multiply) -> tuple[Features, Features]:
     """Lower and upper bounds `[n, rows]` of the distances of n probes to a view's rows; NaN and infinite for dead
     rows."""
     by_strip = np.ascontiguousarray(probes.transpose(1, 0, 2))
-    distances, errors = (_scan_euclidean if metric == "euclidean" else _scan_cosine)(view, by_strip)
+    distances, errors = (_scan_euclidean if metric == "euclidean" else _scan_cosine)(view, by_strip, multiply)
     strips = len(by_strip)
     # 1 % for the rounding of the bound itself; s + 16 roundings for the sum over strips, the division and the result.
     errors *= np.float32(1.01)
@@ -237,14 +245,22 @@ def _blocks(view: _View, probes: Features) -> list[slice]:
     return [slice(i, i + step) for i in range(0, strips, step)]
 
 
-def _products(view: _View, probes: Features, strips: slice) -> Features:
-    """`[strips, n, rows]` dot products; one matrix product per strip."""
-    rows = view.chunk.features[strips, : view.length]
-    products: Features = np.matmul(probes[strips], rows.transpose(0, 2, 1))
+def _products(view: _View, probes: Features, strips: slice, multiply: Multiply) -> Features:
+    """`[strips, n, rows]` dot products."""
+    return multiply(probes[strips], view.chunk.features[strips, : view.length])
+
+
+def _by_blas(probes: Features, rows: Features) -> Features:
+    products: Features = np.matmul(probes, rows.transpose(0, 2, 1))
     return products
 
 
-def _scan_euclidean(view: _View, probes: Features) -> tuple[Features, Features]:
+def _on_one_core(probes: Features, rows: Features) -> Features:
+    products: Features = np.einsum("snd,srd->snr", probes, rows)
+    return products
+
+
+def _scan_euclidean(view: _View, probes: Features, multiply: Multiply) -> tuple[Features, Features]:
     strips, n, dims = probes.shape
     gamma = dims * _U / (1.0 - dims * _U)
     scale = np.float32(np.sqrt(gamma + 4.0 * _U))
@@ -255,7 +271,7 @@ def _scan_euclidean(view: _View, probes: Features) -> tuple[Features, Features]:
     doubled = probes * np.float32(-2.0)  # exact, and n x d elements instead of n x rows
     total, error = np.zeros((n, view.length), np.float32), np.zeros((n, view.length), np.float32)
     for part in _blocks(view, probes):
-        root = _products(view, doubled, part)
+        root = _products(view, doubled, part, multiply)
         root += probe_square[part] + view.chunk.squares[part, None, : view.length]
         np.sqrt(np.maximum(root, 0.0, out=root), out=root)
         bound = probe_norm[part] + (view.chunk.norms[part, : view.length] * scale)[:, None]
@@ -269,12 +285,12 @@ def _scan_euclidean(view: _View, probes: Features) -> tuple[Features, Features]:
     return total, error
 
 
-def _scan_cosine(view: _View, probes: Features) -> tuple[Features, Features]:
+def _scan_cosine(view: _View, probes: Features, multiply: Multiply) -> tuple[Features, Features]:
     strips, n, dims = probes.shape
     inverse = (1.0 / np.maximum(np.sqrt(squares(probes)), SMALLEST_NORM)).astype(np.float32)[..., None]
     total = np.zeros((n, view.length), np.float32)
     for part in _blocks(view, probes):
-        similarity = _products(view, probes, part)
+        similarity = _products(view, probes, part, multiply)
         similarity *= inverse[part]
         similarity /= np.maximum(view.chunk.norms[part, None, : view.length], np.float32(SMALLEST_NORM))
         total += similarity.sum(axis=0)
