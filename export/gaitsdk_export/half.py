@@ -13,7 +13,6 @@ Inputs and outputs of the graph keep their types. Constants take the type of the
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -69,13 +68,6 @@ def to_half(model: Any, precision: str, *, emulate: bool = False) -> Any:
         converted, {**{each.key: each.value for each in model.metadata_props}, "gaitsdk.precision": precision}
     )
     return converted
-
-
-def convert_file(source: str | os.PathLike[str], target: str | os.PathLike[str], precision: str, **more: bool) -> None:
-    """`to_half` from file to file."""
-    import onnx
-
-    onnx.save(to_half(onnx.load(os.fspath(source)), precision, **more), os.fspath(target))
 
 
 class _Converter:

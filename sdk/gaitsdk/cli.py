@@ -124,7 +124,7 @@ def identify(
         float | None, typer.Option(help="Known means distance <= threshold; the bundle's by default.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Write the ranked list as a picture (.png) or as data (.json).")
+        Path | None, typer.Option(help="Write ranked lists as a picture (.png), or without --root as data (.json).")
     ] = None,
     bundle: Bundle = None,
     gallery: Gallery = None,
@@ -143,7 +143,7 @@ def identify(
     connection = Connection(server, token, ca, cert, key, timeout)
     if (root is None) == (not sequences):
         raise OptionError("name sequences or --root, one of the two", where="identify", fix="gaitsdk identify FOLDER")
-    if save is not None and save.suffix.lower() != ".json":
+    if save is not None and (root is not None or save.suffix.lower() != ".json"):
         check_picture_path(save)
     if root is not None:
         if given := [

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from gaitsdk import __version__
@@ -111,6 +109,6 @@ def _embed(bundle: Bundle, name: str) -> str:
 
 
 def _server() -> str:
-    named, beside = os.environ.get("TRITON_SERVER"), Path(".triton")
-    local = str(beside.resolve()) if beside.is_dir() else None
-    return named or shutil.which("tritonserver") or local or "not found: on PATH, in .triton, by TRITON_SERVER"
+    """The tritonserver that `gaitsdk serve` would use, told by the package that starts it."""
+    found = [str(each.load()()) for each in metadata.entry_points(group="gaitsdk.doctor", name="tritonserver")]
+    return found[0] if found else "not looked for: gaitsdk_export is not installed"

@@ -138,7 +138,7 @@ class Identification:
         """Writes the picture (.png, .jpg) or the data (.json) and gives the path.
 
         Raises:
-            OptionError: another suffix, or no such folder. InputError: the disk refuses.
+            OptionError: another suffix, or no such folder for a picture. InputError: it cannot be written.
         """
         if Path(path).suffix.lower() != ".json":
             from gaitsdk.pictures import save_picture

@@ -13,6 +13,7 @@ import pytest
 
 from gaitsdk.bundle import Bundle
 from gaitsdk.cli import main
+from gaitsdk.doctor import examine
 from gaitsdk.errors import ExportError, OptionError, ServerError
 from gaitsdk.models import create
 from gaitsdk_export.triton.config import (
@@ -264,12 +265,14 @@ def test_a_server_that_a_variable_names_is_used_or_refused(monkeypatch: pytest.M
     monkeypatch.setenv("TRITON_SERVER", str(tmp_path / "none"))
     with pytest.raises(ServerError, match="TRITON_SERVER"):
         find_server()
+    assert "TRITON_SERVER" in examine()["tritonserver"], "the doctor looks where `serve` does"
     program = tmp_path / "bin" / "tritonserver"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("TRITON_SERVER", str(program))
     assert find_server() == Installation(program.resolve())
+    assert examine()["tritonserver"] == str(program.resolve())
     monkeypatch.delenv("TRITON_SERVER")
     monkeypatch.setenv("GAITSDK_TRITON_DIR", str(tmp_path))
     with pytest.raises(ServerError, match="pip install --no-deps --target"):

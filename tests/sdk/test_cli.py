@@ -154,6 +154,7 @@ def test_enrolling_several_is_all_or_nothing(run: Any, walks: Path, tiny_bundle:
         (["identify", "x.npy", "--gallery", "typo.db", "--bundle", "BUNDLE"], 1, "no such gallery"),
         (["identify", "x.npy", "--views", "090", "--bundle", "BUNDLE"], 2, "--root"),
         (["identify", "x.npy", "--save", "a/b.png", "--bundle", "BUNDLE"], 2, "no such folder"),
+        (["identify", "--root", ".", "--save", "x.json", "--bundle", "BUNDLE"], 2, "x.json"),
         (["enroll", "", "x.npy", "--bundle", "BUNDLE"], 1, "identity"),
         (["frobnicate"], 2, "frobnicate"),
     ],

@@ -173,7 +173,7 @@ def test_official_splits_have_the_official_sizes(name: str, identities: list[str
     assert set(split.train) | set(split.test) == set(identities)
 
 
-def test_gait3d_needs_its_list_and_takes_its_probes_from_it(tmp_path: Path) -> None:
+def test_gait3d_needs_its_list(tmp_path: Path) -> None:
     walkers(tmp_path, ["0000", "0001"], ["camid0_videoid2", "camid9_videoid1"], ["seq0"])
     with pytest.raises(DatasetError, match=r"gait3d is split by a list.*Gait3D\.json"):
         from_tree(tmp_path, dataset="gait3d")
@@ -182,20 +182,6 @@ def test_gait3d_needs_its_list_and_takes_its_probes_from_it(tmp_path: Path) -> N
     file.write_text(json.dumps(listed))
     data = from_tree(tmp_path, dataset="gait3d", partition=file, part="test")
     assert data.classes == ["0001"] and data.report is not None and data.report.absent == ("0777",)
-    described = public_dataset("gait3d")
-    names = data.identities, data.types, data.views
-    assert described.roles(*names, Partition.read(file)).tolist() == ["gallery", "probe"]
-    with pytest.raises(DatasetError, match="PROBE_SET"):
-        described.roles(*names, Partition(("0000",), ("0001",)))
-
-
-def test_roles_of_the_listed_types() -> None:
-    casiab = public_dataset("casiab")
-    kinds = ["nm-01", "nm-04", "nm-05", "bg-01", "cl-02", "xx-01"]
-    assert casiab.roles(["075"] * 6, kinds, ["000"] * 6).tolist() == ["gallery", "gallery", "NM", "BG", "CL", ""]
-    assert public_dataset("oumvlp").roles(["00002"] * 2, ["00", "01"], ["000"] * 2).tolist() == ["NM", "gallery"]
-    grew = public_dataset("grew").roles(["00001", "00001", "probe"], ["01", "02", "03"], ["a", "b", "c"])
-    assert grew.tolist() == ["gallery", "probe", ""]
 
 
 def test_splits_that_do_not_fit_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

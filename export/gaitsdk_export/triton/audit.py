@@ -61,7 +61,7 @@ class Audit:
                 "the audit cannot be written, and without it nothing is done",
                 where=str(self._path),
                 got=error.strerror,
-                fix="make room or allow writing there, or choose another file: GAITSDK_AUDIT",
+                fix="make room or allow writing there, or choose another file: --audit FILE (GAITSDK_AUDIT)",
             ) from error
 
     def _line(self, fields: Mapping[str, Any]) -> dict[str, Any]:

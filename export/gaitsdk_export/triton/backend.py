@@ -63,7 +63,7 @@ class Settings:
         audit_identities: `GAITSDK_AUDIT_IDENTITIES`, "hash" or "plain": how the audit names people.
 
     Raises:
-        OptionError: one of the last three has another value.
+        OptionError: `log_format` or `audit_identities` has another value.
     """
 
     bundle: str | None = None

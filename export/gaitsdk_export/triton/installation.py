@@ -114,6 +114,14 @@ def find_server() -> Installation:
     raise ServerError("no tritonserver found", fix=_FIX)
 
 
+def whereabouts() -> str:
+    """The server's place, or why there is none; for `gaitsdk doctor`."""
+    try:
+        return str(find_server().executable)
+    except ServerError as error:
+        return f"not found: {error}"
+
+
 def _in_wheel(folder: Path) -> Installation | None:
     folder = folder.resolve()
     program = folder / "pytriton" / "tritonserver" / "bin" / "tritonserver"

@@ -1,4 +1,4 @@
-"""The public data sets: how their folders are named, who trains and who tests, and what is a probe.
+"""The public data sets: how their folders are named, who trains and who tests.
 
 described = public_dataset("oumvlp")
 partition = described.split(SequenceTree(root).identities)
@@ -9,18 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from dataclasses import dataclass
 
 from gaitsdk.datasets import Partition
 from gaitsdk.errors import DatasetError, OptionError
-from gaitsdk_training.evaluation import casiab
-
-#: What `roles` calls sequences that are ranked, and those that its protocol does not use.
-GALLERY, UNUSED = "gallery", ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +26,6 @@ class PublicDataset:
         train, test: identities of the official split.
         rule: the official split, in words.
         trains: whether an identity trains by that rule; None where only a list says.
-        gallery: types that are ranked; empty where all are that are no probe.
-        probes: types of each kind of probe; empty where a list names the probes ("id-type-view").
     """
 
     name: str
@@ -47,8 +37,6 @@ class PublicDataset:
     test: int
     rule: str
     trains: Callable[[str], bool] | None
-    gallery: tuple[str, ...] = ()
-    probes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def check_names(self, identities: Iterable[str], types: Iterable[str], views: Iterable[str], where: str) -> None:
         """Refuses names of which none is as in this data set: it must be another, or another layout of it.
@@ -101,38 +89,6 @@ class PublicDataset:
         chosen = set(train)
         return Partition(train, tuple(each for each in known if each not in chosen))
 
-    def roles(
-        self, identities: ArrayLike, types: ArrayLike, views: ArrayLike, partition: Partition | None = None
-    ) -> NDArray[Any]:
-        """What each test sequence is in the official protocol.
-
-        Args:
-            identities, types, views: [n] names.
-            partition: for its `probe` list, where the data set has one.
-
-        Returns:
-            [n] strings: `GALLERY`, the kind of probe ("NM", "probe"), or `UNUSED`.
-
-        Raises:
-            DatasetError: the protocol lists its probes and the partition does not.
-        """
-        kinds = np.asarray(types, dtype=str)
-        if self.probes:
-            role = {each: GALLERY for each in self.gallery}
-            role |= {each: name for name, of_kind in self.probes.items() for each in of_kind}
-            return np.array([role.get(str(each), UNUSED) for each in kinds], dtype=str)
-        if partition is None or not partition.probe:
-            raise DatasetError(
-                f"{self.name} lists its probes",
-                where="partition",
-                got="no PROBE_SET",
-                expected='"PROBE_SET": ["identity-type-view", ...] in the partition file',
-                fix="use the file that comes with the data",
-            )
-        listed = set(partition.probe)
-        names = zip(np.asarray(identities, dtype=str), kinds, np.asarray(views, dtype=str), strict=True)
-        return np.array(["probe" if "-".join(each) in listed else GALLERY for each in names], dtype=str)
-
 
 def public_dataset(name: str) -> PublicDataset:
     """The description of "casiab", "oumvlp", "gait3d" or "grew".
@@ -168,8 +124,6 @@ PUBLIC_DATASETS: Mapping[str, PublicDataset] = {
             test=50,
             rule="001 to 074 train, 075 to 124 test",
             trains=lambda identity: int(identity) <= 74,
-            gallery=casiab.GALLERY,
-            probes=casiab.PROBES,
         ),
         PublicDataset(
             name="oumvlp",
@@ -181,8 +135,6 @@ PUBLIC_DATASETS: Mapping[str, PublicDataset] = {
             test=5154,
             rule="odd numbers up to 10305 train, all others test",
             trains=_oumvlp_trains,
-            gallery=("01",),
-            probes={"NM": ("00",)},
         ),
         PublicDataset(
             name="gait3d",
@@ -206,8 +158,6 @@ PUBLIC_DATASETS: Mapping[str, PublicDataset] = {
             test=6001,
             rule="names that end in 'train' train, all others test",
             trains=lambda identity: identity.endswith("train"),
-            gallery=("01",),
-            probes={"probe": ("02",)},
         ),
     )
 }
