@@ -25,8 +25,7 @@ LENGTHS = (20, 40)
 CHOICES = (
     *((batch, 1, None, 0) for batch in (1, 2, 4, 8, 16)),
     (8, 1, None, 5000),
-    (4, 2, 1, 0),
-    (8, 2, 1, 0),
+    *((batch, 2, 1, 0) for batch in (1, 2, 4, 8)),
 )
 COLUMNS = ("max_batch", "instances", "threads", "max_delay_us")
 
