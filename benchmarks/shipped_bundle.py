@@ -178,7 +178,7 @@ def main() -> None:
     bundle = Bundle.load(options.bundle)
     runtime = open_runtime(bundle)
     report: dict[str, Any] = {
-        "command": "python benchmarks/shipped_bundle.py",
+        "command": "python benchmarks/shipped_bundle.py" + ("" if real is None else " --real FOLDER"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}",
         "runtime": f"{runtime.name} on {runtime.device}",
         "model": bundle.fingerprint,

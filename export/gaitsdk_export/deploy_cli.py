@@ -20,6 +20,24 @@ Bundle = Annotated[Path | None, typer.Option(help="A bundle NAME.gait; the shipp
 Reranker = Annotated[str, typer.Option(help=f"{', '.join(RERANKERS)}; with none the shortlist's order is the answer.")]
 
 
+MaxBatch = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Sequences in one request; with tensorrt the engines'.")
+]
+MaxQueue = Annotated[
+    int, typer.Option(min=1, max=1024, help="Requests that may wait at a step; more are refused at once.")
+]
+
+
+def batches(asked: int | None, rendering: str) -> int:
+    """`--max-batch`, or the default. OptionError where the engines have decided it."""
+    from gaitsdk_export.triton.configurations import Options
+
+    if asked is not None and rendering == "tensorrt":
+        fix = "gaitsdk export --to tensorrt --batch 1:8:64 sets them"
+        raise OptionError("the engines decide how large batches are", where="--max-batch", got=asked, fix=fix)
+    return asked or Options.max_batch
+
+
 def say(text: str, style: str | None = None) -> None:
     """Prints text as it is: names and paths may look like markup."""
     console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -39,9 +57,8 @@ def deploy(
     rendering: Annotated[
         str, typer.Option(help="portable (networks in Python) or tensorrt (the bundle's engines, for GPU servers).")
     ] = "portable",
-    max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Sequences in one request; with tensorrt the engines'.")
-    ] = None,
+    max_batch: MaxBatch = None,
+    max_queue: MaxQueue = 64,
     instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, with tensorrt on each GPU.")] = 1,
     reranker: Reranker = "cargait",
     gpus: Annotated[str, typer.Option(help="tensorrt: GPUs to use, comma separated; all by default.")] = "",
@@ -53,12 +70,10 @@ def deploy(
     """Render the Triton model repository of a bundle."""
     from gaitsdk_export.triton.repository import Options, differences, render
 
-    if max_batch is not None and rendering == "tensorrt":
-        fix = "gaitsdk export --to tensorrt --batch 1:8:64 sets them"
-        raise OptionError("the engines decide how large batches are", where="--max-batch", got=max_batch, fix=fix)
     options = Options(
         rendering=rendering,
-        max_batch=max_batch or Options.max_batch,
+        max_batch=batches(max_batch, rendering),
+        max_queue=max_queue,
         instances=instances,
         reranker=reranker,
         gpus=_numbers(gpus),

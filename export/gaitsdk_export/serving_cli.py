@@ -13,7 +13,7 @@ from gaitsdk.errors import OptionError, ServerError
 from gaitsdk.recognizer import default_gallery
 from gaitsdk.runtimes import BY_NAME, RUNTIMES
 from gaitsdk.runtimes.addresses import is_loopback
-from gaitsdk_export.deploy_cli import Bundle, Reranker, say
+from gaitsdk_export.deploy_cli import Bundle, MaxBatch, MaxQueue, Reranker, batches, say
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -39,6 +39,8 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the backbone.")] = None,
     instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, each in a process of its own.")] = 1,
+    max_batch: MaxBatch = None,
+    max_queue: MaxQueue = 64,
     log: Annotated[Path | None, typer.Option(help="Keep the server's log in this file; - prints it.")] = None,
     log_format: Annotated[str, typer.Option(help="Of the models' lines in the log: json or text.")] = "json",
     audit: Annotated[
@@ -60,6 +62,7 @@ def serve(
     from gaitsdk_export.triton.repository import render
     from gaitsdk_export.triton.server import TritonServer
 
+    options = Options(rendering, batches(max_batch, rendering), instances, max_queue=max_queue, reranker=reranker)
     people = Path(default_gallery() if gallery is None else gallery).absolute()
     settings = Settings(
         bundle=None if bundle is None else str(bundle.absolute()),
@@ -89,7 +92,7 @@ def serve(
             production=production,
         )
         prepare_gallery(settings)
-        render(bundle, server.repository, Options(rendering, instances=instances, reranker=reranker))
+        render(bundle, server.repository, options)
         if production:
             check_memory(server.repository)
         if not fenced:

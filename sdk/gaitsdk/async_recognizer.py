@@ -15,6 +15,7 @@ from gaitsdk.gallery.entries import check_identity
 from gaitsdk.pipeline import Answers, Features, Silhouettes
 from gaitsdk.recognizer import TOP_K, Recognizer
 from gaitsdk.results import Identification, Verification
+from gaitsdk.runtimes.retries import RETRIES, TIMEOUT
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -106,8 +107,8 @@ class AsyncRecognizer:
         url: str,
         *,
         token: str | None = None,
-        timeout: float = 10.0,
-        retries: int = 2,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
         ca: str | os.PathLike[str] | None = None,
         cert: str | os.PathLike[str] | None = None,
         key: str | os.PathLike[str] | None = None,

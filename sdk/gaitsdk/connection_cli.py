@@ -10,9 +10,7 @@ import typer
 
 from gaitsdk.errors import OptionError
 from gaitsdk.recognizer import Recognizer
-
-#: Seconds for a request, as of `Recognizer.connect`.
-TIMEOUT = 10.0
+from gaitsdk.runtimes.retries import TIMEOUT
 
 Server = Annotated[
     str | None,

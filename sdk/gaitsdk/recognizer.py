@@ -17,6 +17,7 @@ from gaitsdk.gallery.entries import check_identity
 from gaitsdk.gallery.stores import default_gallery as default_gallery
 from gaitsdk.gallery.stores import open_for
 from gaitsdk.results import Identification, Verification, identifications
+from gaitsdk.runtimes.retries import RETRIES, TIMEOUT
 from gaitsdk.silhouettes import prepare
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ class Recognizer:
         url: str,
         *,
         token: str | None = None,
-        timeout: float = 10.0,
-        retries: int = 2,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
         ca: str | os.PathLike[str] | None = None,
         cert: str | os.PathLike[str] | None = None,
         key: str | os.PathLike[str] | None = None,

@@ -17,7 +17,10 @@ from gaitsdk.cli import main
 from gaitsdk.errors import ServerError
 from gaitsdk_export.triton import hardening
 from gaitsdk_export.triton.backend import Settings
+from gaitsdk_export.triton.config import ModelConfig
+from gaitsdk_export.triton.configurations import Options
 from gaitsdk_export.triton.installation import Installation
+from gaitsdk_export.triton.pbtxt import parse
 from gaitsdk_export.triton.server import TritonServer
 
 FREE = [part for name in ("http", "grpc", "metrics") for part in (f"--{name}-port", "0")]
@@ -41,9 +44,30 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return int(ended.value.code or 0), message
 
 
+def test_what_is_served_is_rendered_as_asked(
+    monkeypatch: pytest.MonkeyPatch, bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[ModelConfig] = []
+
+    def start(self: TritonServer) -> TritonServer:
+        seen.append(parse((self.repository / "embed" / "config.pbtxt").read_text()))
+        raise ServerError("enough")
+
+    monkeypatch.setattr(TritonServer, "start", start)
+    options = ["--bundle", str(bundle_path), "--gallery", str(tmp_path / "people.db"), *FREE]
+    for more in ([], ["--max-batch", "3", "--max-queue", "5", "--instances", "2"]):
+        assert refused(capsys, *options, *more) == (1, "error: enough.")
+    queues = [each.batching.max_queue_size if each.batching else None for each in seen]
+    assert queues == [Options.max_queue, 5]
+    assert [each.max_batch_size for each in seen] == [Options.max_batch, 3]
+    assert [each.instances[0].count for each in seen] == [Options.instances, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (["--max-queue", "0"], 2, "--max-queue"),
+        (["--max-batch", "8", "--rendering", "tensorrt"], 2, "the engines decide"),
         (["--log-format", "xml"], 2, "json or text"),
         (["--audit", "people.jsonl", "--audit-identities", "rot13"], 2, "hash or plain"),
         (["--audit", "/proc/nowhere/audit"], 1, "the audit cannot be written"),

@@ -14,6 +14,8 @@ from gaitsdk.errors import (
     ServerUnavailableError,
 )
 
+#: Seconds for a request with all of its attempts, by default.
+TIMEOUT = 10.0
 #: Further attempts by default: enough for a connection that went stale and a queue that was full for a moment, too few
 #: to keep a server down that is overloaded.
 RETRIES = 2

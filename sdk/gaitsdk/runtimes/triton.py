@@ -13,7 +13,7 @@ from gaitsdk.errors import DeadlineExceededError, GaitError, ServerUnavailableEr
 from gaitsdk.pipeline import Answers, Features, Silhouettes
 from gaitsdk.runtimes.addresses import Security
 from gaitsdk.runtimes.conversations import DESCRIBE, Conversations, Done, Talk, advance
-from gaitsdk.runtimes.retries import RETRIES, check_retries, check_seconds
+from gaitsdk.runtimes.retries import RETRIES, TIMEOUT, check_retries, check_seconds
 from gaitsdk.runtimes.transport import open_async_transport, open_transport, send, send_async
 from gaitsdk.runtimes.wire import CONNECT_TIMEOUT
 
@@ -52,7 +52,7 @@ class RemoteEngine:
         url: str,
         security: Security | None = None,
         *,
-        timeout: float = 10.0,
+        timeout: float = TIMEOUT,
         retries: int = RETRIES,
         connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
@@ -131,7 +131,7 @@ class AsyncRemoteEngine:
         url: str,
         security: Security | None = None,
         *,
-        timeout: float = 10.0,
+        timeout: float = TIMEOUT,
         retries: int = RETRIES,
         connect_timeout: float = CONNECT_TIMEOUT,
     ) -> AsyncRemoteEngine:
