@@ -231,25 +231,34 @@ def test_two_stages_are_shown(walks: Path, tmp_path: Path, capsys: pytest.Captur
     assert "recall@K" in shown and "FNIR at FPIR 1 %" in shown and "thresholds set on" in shown
 
 
+def spied(drawn: dict[str, Any], name: str) -> Any:
+    """The function of plots that draws `name`; what it draws is kept."""
+    real = getattr(plots, name)
+
+    def draw(values: Any, *rest: Any, **options: Any) -> Any:
+        drawn[name] = values
+        return real(values, *rest, **options)
+
+    return draw
+
+
 def test_pictures_begin_at_the_figures(
     walks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: dict[str, Any] = {}
-    for name in ("cmc", "spider", "det"):
-        real = getattr(plots, name)
-
-        def spied(values: Any, name: str = name, real: Any = real, **options: Any) -> Any:
-            drawn[name] = values
-            return real(values, **options)
-
-        monkeypatch.setattr(plots, name, spied)
+    for name in ("cmc", "spider", "det", "score_histogram"):
+        monkeypatch.setattr(plots, name, spied(drawn, name))
     where = tmp_path / "pictures"
     assert (
         call("evaluate", "--data", walks, "--two-stage", "--plots", where, "--no-keep", tmp_path / "report.json") == 0
     )
     report = json.loads((tmp_path / "report.json").read_text())
-    assert sorted(path.name for path in where.iterdir()) == ["cmc.png", "det.png", "spider.png"]
-    assert report["plots"] == [str(where / f"{name}.png") for name in drawn] and "drawn: " in capsys.readouterr().out
+    stages = ["scores-initial", *(f"scores-K{row[0]}" for row in report["two_stage"]["rows"])]
+    assert sorted(path.name for path in where.iterdir()) == sorted(
+        f"{name}.png" for name in ("cmc", "spider", "det", *stages)
+    )
+    assert report["plots"] == [str(where / f"{name}.png") for name in ("cmc", "spider", "det", *stages)]
+    assert "drawn: " in capsys.readouterr().out and len(drawn["score_histogram"]) > 0
     figures = report["figures"]
     for method, suffix in (("initial", "_initial"), ("cargait", "")):
         assert 100 * drawn["cmc"][method]["accuracy"][0] == pytest.approx(figures[f"rank1{suffix}"])

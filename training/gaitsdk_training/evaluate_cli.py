@@ -51,7 +51,7 @@ def evaluate(
     ] = False,
     plots: Annotated[
         Path | None,
-        typer.Option(help="Draw CMC and spider plot, with --two-stage the DET curve, into this folder (matplotlib)."),
+        typer.Option(help="Draw CMC and spider plot, with --two-stage DET and scores, into this folder (matplotlib)."),
     ] = None,
     features: Features = None,
     keep: Keep = True,

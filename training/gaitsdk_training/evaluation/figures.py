@@ -3,6 +3,7 @@
 cmc.png      share of the probes with a mate among the first r, before and after re-ranking
 spider.png   Rank-1 of each condition, or of each probe view where there is one condition; three axes at least
 det.png      FNIR against FPIR, before and after re-ranking, where the two stages were measured
+scores-*.png distances of mates and of strangers at each of these stages, with the threshold for the highest FPIR
 """
 
 from __future__ import annotations
@@ -75,6 +76,13 @@ def draw(
         shown = {"initial": stages.initial, **{f"{reranker}, K = {each.k}": each for each in stages.reranked}}
         about = f"{protocol.name}, galleries of {stages.gallery_size:,}, {stages.test_people:,} people"
         drawn["det"] = plots.det({name: stage.det for name, stage in shown.items()}, title=about)
+        for name, stage in shown.items():
+            if not len(stage.mates) or not len(stage.strangers):
+                continue
+            file = f"scores-K{stage.k}" if stage.k else "scores-initial"
+            drawn[file] = plots.score_histogram(
+                stage.mates, stage.strangers, title=f"{name}; {about}", threshold=stage.points[0].threshold
+            )
     return [str(save_figure(figure, Path(folder) / f"{name}.png")) for name, figure in drawn.items()]
 
 

@@ -28,6 +28,7 @@ from gaitsdk_training.evaluation.galleries import (
 )
 from gaitsdk_training.evaluation.open_set import (
     FPIRS,
+    Distances,
     Rate,
     Searches,
     fnir_at,
@@ -78,6 +79,8 @@ class Stage:
         rank1: closed-set Rank-1.
         points: one per FPIR.
         det, cmc: curves.
+        mates: final distances of the mates that were found. strangers: of the first candidates of people who are not
+            enrolled. For histograms; not in `to_dict`.
     """
 
     k: int
@@ -86,6 +89,8 @@ class Stage:
     points: tuple[OperatingPoint, ...]
     det: DetCurve
     cmc: CmcCurve
+    mates: Distances
+    strangers: Distances
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -282,7 +287,9 @@ def _stage(calibration: Searches, test: Searches, k: int, fpirs: Sequence[float]
     listed = (mated.shortlist_rank > 0) & (mated.shortlist_rank <= k)
     recall = measure(listed, mated.subject, rule_of_three=False) if k else None
     rank1 = measure(mated.mate_rank == 1, mated.subject, rule_of_three=False)
-    return Stage(k, recall, rank1, tuple(points), det(test), cmc(test))
+    mates, others = mated.mate_distance[mated.mate_rank > 0], test.first[~test.mated]
+    found, answered = mates[np.isfinite(mates)], others[np.isfinite(others)]
+    return Stage(k, recall, rank1, tuple(points), det(test), cmc(test), found, answered)
 
 
 def _cell(rate: Rate | None) -> str:
