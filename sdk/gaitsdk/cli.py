@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from gaitsdk import pipeline
-from gaitsdk.connection_cli import TIMEOUT, Ca, Cert, Connection, Key, Server, Timeout, Token
+from gaitsdk.connection_cli import Ca, Cert, Connection, Key, Server, Timeout, Token
 from gaitsdk.errors import GaitError, GalleryError, OptionError
 from gaitsdk.pictures import check_picture_path
 from gaitsdk.recognizer import TOP_K, Recognizer
 from gaitsdk.rerankers import RERANKERS
 from gaitsdk.runtimes import BY_NAME, RUNTIMES
+from gaitsdk.runtimes.retries import TIMEOUT
 from gaitsdk.silhouettes import prepare
 from gaitsdk.tree_report import identify_tree, print_report
 

@@ -106,7 +106,7 @@ def configurations(
     if engines:
         options = replace(options, max_batch=engines["backbone"].batch.most)
     embed, rerank = _embedders(bundle, options, engines), _rerankers(bundle, options, engines)
-    search, decide = _shortlist(bundle), _decide(bundle, bool(rerank))
+    search, decide = _shortlist(bundle), _decide(bool(rerank))
     chain = [embed[-1], search, *rerank[-1:], decide]
     models = [*embed, search, *rerank, decide, _identify(chain), _gallery(bundle)]
     parameters = {
@@ -216,7 +216,7 @@ def _rerank(bundle: Bundle) -> ModelConfig:
     )
 
 
-def _decide(bundle: Bundle, reranked: bool) -> ModelConfig:
+def _decide(reranked: bool) -> ModelConfig:
     return ModelConfig(
         name=DECIDE,
         backend="python",
