@@ -156,13 +156,14 @@ def compare(report: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 
 
 def fallen(report: dict[str, Any]) -> list[str]:
-    """The Rank-1 figures, of every condition, that are below the previous bundle's, as lines of text."""
+    """The protocol's Rank-1 figures, of every condition, that are below the previous bundle's, as lines of text. (Of
+    identical views, which the protocol leaves out, the table tells too; they are not compared.)"""
     lines = []
     for data in DATA:
         now, before = ((each.get(data) or {}).get("rank1_percent", {}) for each in (report, report.get("previous", {})))
         for method in ("initial", "cargait"):
             for key, value in before.get(method, {}).items():
-                if now[method][key] < value - ROUNDING:
+                if "same_view" not in key and now[method][key] < value - ROUNDING:
                     lines.append(f"{data}, {method}, {key}: {now[method][key]} after {value}")
     return lines
 

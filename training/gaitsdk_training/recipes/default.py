@@ -64,6 +64,7 @@ BACKBONE_TRAINING = BackboneTraining(
     lr=1e-3,
     schedule="onecycle",
     augmentation=Augmentation(affine=0.3, erode=0.15, dilate=0.15, erase=0.15, drop_rows=0.1),
+    gsam={"variance_weight": 0.0},  # without the variance of Eq. 10: docs/proof.md
     validate_every=500,
     checkpoint_every=250,
 )
@@ -80,7 +81,7 @@ RERANKER_TRAINING = RerankerTraining(
     identities=16,
     sequences=4,
     negatives=4,
-    steps=1000,
+    steps=2000,
     lr=3e-4,
     schedule="cosine",
     clip_norm=10.0,

@@ -4,5 +4,5 @@
 set -eu
 bundle=$(cd "$(dirname "$0")/.." && pwd)
 gaitsdk export "$bundle" --to onnx
-echo "was cefc3c12a56a99ca6a0a5f33a212b69008c6bf39c24696e83a71e99bab3055d1"
+echo "was 03de474772ad83c5729acd66a5302d12994df326b784c8dc6a75a6e774fa53d9"
 sha256sum "$bundle/artefacts/backbone.onnx"

@@ -4,5 +4,5 @@
 set -eu
 bundle=$(cd "$(dirname "$0")/.." && pwd)
 gaitsdk export "$bundle" --to onnx
-echo "was 0e09196596874eaaa791a72641d042496965d0c9415dad0130af2f5ce3014441"
+echo "was 165863fcb08c7832445e1b2369ed24579c2f1591a46b3794cdc4920489ca7441"
 sha256sum "$bundle/artefacts/reranker.onnx"
