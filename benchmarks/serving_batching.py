@@ -23,9 +23,10 @@ from gaitsdk_export.triton.repository import Options
 LENGTHS = (20, 40)
 #: max_batch, instances, threads of each (None: all cores), max_delay_us
 CHOICES = (
-    *((batch, 1, None, 0) for batch in (1, 2, 4, 8, 16)),
-    (8, 1, None, 5000),
-    *((batch, 2, 1, 0) for batch in (1, 2, 4, 8)),
+    *((batch, 2, None, 0) for batch in (1, 2, 4, 8, 16)),
+    (4, 2, None, 5000),
+    *((batch, 2, 1, 0) for batch in (2, 4, 8)),
+    *((batch, 1, None, 0) for batch in (4, 8)),
 )
 COLUMNS = ("max_batch", "instances", "threads", "max_delay_us")
 

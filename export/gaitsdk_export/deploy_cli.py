@@ -24,7 +24,7 @@ MaxBatch = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Sequences in one request; with tensorrt the engines'.")
 ]
 MaxQueue = Annotated[
-    int, typer.Option(min=1, max=1024, help="Requests that may wait at a step; more are refused at once.")
+    int, typer.Option(min=1, max=1024, help="Requests that may wait for the networks; more are refused at once.")
 ]
 
 
@@ -59,7 +59,7 @@ def deploy(
     ] = "portable",
     max_batch: MaxBatch = None,
     max_queue: MaxQueue = 64,
-    instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, with tensorrt on each GPU.")] = 1,
+    instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, with tensorrt on each GPU.")] = 2,
     reranker: Reranker = "cargait",
     gpus: Annotated[str, typer.Option(help="tensorrt: GPUs to use, comma separated; all by default.")] = "",
     version_number: Annotated[int, typer.Option(min=1, help="Version to write, and to serve.")] = 1,

@@ -38,7 +38,7 @@ def serve(
     runtime: Annotated[str, typer.Option(help=f"auto, {', '.join((*RUNTIMES, *BY_NAME))}.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the backbone.")] = None,
-    instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, each in a process of its own.")] = 1,
+    instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, each in a process of its own.")] = 2,
     max_batch: MaxBatch = None,
     max_queue: MaxQueue = 64,
     log: Annotated[Path | None, typer.Option(help="Keep the server's log in this file; - prints it.")] = None,

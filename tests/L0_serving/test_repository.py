@@ -62,7 +62,7 @@ def test_networks_are_warm_when_the_server_is_ready(
         # Nobody has asked for anything but one walk, and nobody is enrolled: the full batch was the warm-up.
         before = {name: batches(server, name) for name in ("embed", "rerank")}
         for found in before.values():
-            assert set(found) == {1, Options.max_batch} and found[Options.max_batch] == 1
+            assert set(found) == {1, Options.max_batch} and found[Options.max_batch] == Options.instances
         with Recognizer.connect(server.grpc_url, timeout=60) as remote:
             remote.enroll("ann", synthetic.sequence(1, frames=30))
             assert remote.identify(synthetic.sequence(1, frames=30), threshold=1.0).identity == "ann"

@@ -242,7 +242,7 @@ def test_differences_are_named(bundle: Bundle, tmp_path: Path) -> None:
         "extra: unexpected",
         "rerank/config.pbtxt: missing",
     ]
-    assert "embed/config.pbtxt: changed" in differences(bundle.path, out, Options(instances=2))
+    assert "embed/config.pbtxt: changed" in differences(bundle.path, out, Options(instances=3))
     assert len(differences(bundle.path, tmp_path / "nothing")) == 13
 
 

@@ -39,11 +39,12 @@ class Options:
     Attributes:
         rendering: "portable" or "tensorrt".
         max_batch: sequences in one request, and in one call of a network; with "tensorrt" the engines' own.
-        instances: copies of each network (on each GPU with "tensorrt"); `shortlist` and `gallery` always have one.
+        instances: copies of each network (on each GPU with "tensorrt"); `shortlist` and `gallery` always have one. Two
+            by default: where a queue is limited, Triton wakes a single copy late now and then (docs/serving_load.md).
         max_delay_us: how long a request may wait for others to share a batch with, while the model is free; those that
             come while it is busy share one in any case.
-        max_queue: requests that may wait at a step; beyond that QueueFullError. What a request waits at most is about
-            the time for as many: docs/serving_load.md.
+        max_queue: requests that may wait for `embed` (and for engines); beyond that QueueFullError. What a request
+            waits at most is about the time for as many: docs/serving_load.md.
         queue_timeout_us: a request that has waited so long for a network is refused, not answered. A client that wants
             its answer earlier says so with the request.
         reranker: any of `gaitsdk.rerankers.RERANKERS`; "none" for a repository without the step.
@@ -54,7 +55,7 @@ class Options:
 
     rendering: str = "portable"
     max_batch: int = 4
-    instances: int = 1
+    instances: int = 2
     max_delay_us: int = 0
     max_queue: int = 64
     queue_timeout_us: int = 10_000_000
@@ -126,7 +127,9 @@ def _finished(model: ModelConfig, options: Options, parameters: Mapping[str, str
         return model
     if model.backend == "python":
         model = replace(model, parameters={**parameters, **model.parameters})
-    batching = model.batching or (_batching(options) if max_batch else None)
+    # Who has passed `embed` is not refused half-way; and a limit makes Triton wake a free model late now and then.
+    limited = _batching(options) if model.name == EMBED else Batching(options.max_delay_us, max_queue_size=0)
+    batching = model.batching or (limited if max_batch else None)
     return replace(model, batching=batching, instances=model.instances or (Instances(),))
 
 
