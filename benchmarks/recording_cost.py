@@ -1,8 +1,8 @@
-"""What metrics, log and audit cost a request: the model `decide` alone on a real server, timed inside its process.
+"""What metrics, log and audit cost a request: the model `rerank` alone on a real server, timed inside its process.
 
     chrt -r 5 python benchmarks/recording_cost.py
 
-`decide` records most: every identification. The times are its own, without anything that the server does around it.
+`rerank` records most: every identification. The times are its own, without anything that the server does around it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from serving_world import machine, save
 
+from gaitsdk.bundle import Bundle
 from gaitsdk.runtimes.addresses import Security
 from gaitsdk.runtimes.tensors import Request
 from gaitsdk.runtimes.transport import open_transport
-from gaitsdk.runtimes.wire import DECIDE
+from gaitsdk.runtimes.wire import RERANK
 from gaitsdk_export.triton.backend import Settings
 from gaitsdk_export.triton.repository import render
 from gaitsdk_export.triton.server import TritonServer
@@ -69,30 +70,33 @@ class Server(TritonServer):
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Part of `decide`'s recording -> median microseconds of a request."""
+    """Part of `rerank`'s recording -> median microseconds of a request."""
     out = folder / "times"
     repository = render(None, folder / "models")
     for model in repository.iterdir():
-        if model.name != DECIDE:
+        if model.name != RERANK:
             shutil.rmtree(model)
-    program = repository / DECIDE / "1" / "model.py"
+    program = repository / RERANK / "1" / "model.py"
     program.write_text(program.read_text() + TIMED.format(out=str(out)))
-    distances = np.linspace(0.1, 1, LISTED, dtype=np.float32)[None]
+    bundle, numbers = Bundle.load(), np.random.default_rng(0)
+    features = numbers.standard_normal((1, 1 + LISTED, bundle.strips, bundle.dims)).astype(np.float32)
     inputs = {
         "candidate_ids": np.arange(1, LISTED + 1)[None],
         "candidate_identity": np.array([[f"person-{i}".encode() for i in range(LISTED)]], object),
-        "shortlist_distance": distances,
-        "rerank_distance": distances[:, ::-1],  # the first place changes, as it would at the worst
-        "gallery_size": np.array([[LISTED]]),
-        "gallery_sequence": np.array([[LISTED]]),
+        "shortlist_distance": np.linspace(0.1, 1, LISTED, dtype=np.float32)[None],
+        "features": features[:, 0],
+        "candidate_features": features[:, 1:],
+        "gallery_state": np.array([[LISTED, LISTED]]),
     }
-    request = Request(DECIDE, inputs, ("decision",), {"threshold": "1.0", "k": LISTED})
+    request = Request(RERANK, inputs, ("shortlist_rank",), {"threshold": "1.0", "k": LISTED})
     settings = replace(Settings(gallery=str(folder / "people.db")), audit=str(folder / "audit"))
     with Server(repository, settings) as server:
         transport = open_transport(server.grpc_url, Security())
         for _ in range(REQUESTS):
-            transport.infer(request, 30)
+            answer = transport.infer(request, 30)
         transport.close()
+    if answer["shortlist_rank"][0, 0] == 1:
+        raise SystemExit("the first place does not change, as it would at the worst")
     times = [json.loads(line) for line in out.read_text().splitlines()][WARM_UP:]
     return {part: round(statistics.median(each[part] for each in times) * 1e6, 1) for part in times[0]}
 

@@ -180,12 +180,12 @@ def test_lists_of_any_length_are_refused_at_each_model(raw: Any, remote: Recogni
         "candidate_ids": np.zeros((1, 1), np.int64),
         "candidate_identity": np.array([[b"a"]], object),
         "shortlist_distance": np.zeros((1, 1), np.float32),
-        "rerank_distance": np.zeros((1, 1), np.float32),
-        "gallery_size": np.ones((1, 1), np.int64),
-        "gallery_sequence": np.ones((1, 1), np.int64),
+        "features": features,
+        "candidate_features": features[:, None],
+        "gallery_state": np.ones((1, 2), np.int64),
     }
     for name in ("top_k", "k"):
-        for model, arrays in (("shortlist", {"features": features}), ("decide", candidates)):
+        for model, arrays in (("shortlist", {"features": features}), ("rerank", candidates)):
             error = ask(raw, model, {name: 10**9}, **arrays)
             assert isinstance(error, OptionError) and name in str(error)
 

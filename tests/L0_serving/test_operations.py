@@ -26,13 +26,14 @@ import pytest
 from gaitsdk import Recognizer, synthetic
 from gaitsdk.errors import GaitError, OptionError, ServerError, StaticSequenceError
 from gaitsdk.results import Identification
-from gaitsdk.runtimes.wire import DECIDE, EMBED
+from gaitsdk.runtimes.wire import EMBED, RERANK
 from gaitsdk_export.serving_cli import prepare_gallery
 from gaitsdk_export.triton import canary
 from gaitsdk_export.triton.audit import ACTOR, hashed
 from gaitsdk_export.triton.backend import Settings
 from gaitsdk_export.triton.hardening import DRAIN_TIMEOUT
 from gaitsdk_export.triton.installation import Installation
+from gaitsdk_export.triton.metrics import DELAY_S
 from gaitsdk_export.triton.repository import render
 from gaitsdk_export.triton.server import TritonServer
 from gaitsdk_export.triton.server import _members as members
@@ -44,13 +45,14 @@ ALWAYS, NEVER = 1e3, 0.0  # thresholds
 
 
 class Watched:
-    """A server, two processes each of `embed` and `decide`, with all that it records."""
+    """A server, two processes each of `embed` and `rerank`, with all that it records."""
 
     def __init__(self, server: TritonServer, log: Path, audit: Path) -> None:
         self.server, self.log, self.audit = server, log, audit
 
     def metrics(self) -> dict[str, float]:
-        """Series with its labels -> value, ours only."""
+        """Series with its labels -> value, ours only, once all of them have arrived."""
+        time.sleep(3 * DELAY_S)
         with urllib.request.urlopen(f"http://127.0.0.1:{self.server.metrics_port}/metrics") as answer:
             lines = [line for line in answer.read().decode().splitlines() if line.startswith("gaitsdk_")]
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
@@ -68,10 +70,6 @@ def watched(
 ) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     repository = render(bundle_path, folder / "models")
-    for model in (EMBED, DECIDE):
-        configuration = repository / model / "config.pbtxt"
-        configuration.write_text(configuration.read_text().replace("count: 1", "count: 2"))
-        assert "count: 2" in configuration.read_text()
     settings = replace(settings, gallery=str(folder / "people.db"), audit=str(folder / "audit"))
     prepare_gallery(settings)
     with TritonServer(repository, settings, installation=installation, log=folder / "log") as server:
@@ -136,7 +134,7 @@ def test_counters_of_two_processes_add_up(watched: Watched, client: Recognizer) 
     instances = {event["model"]: 0 for event in watched.events()}
     for event in watched.events():
         instances[event["model"]] += event["event"] == "opened"
-    assert instances["decide"] == instances["embed"] == 2
+    assert instances[RERANK] == instances[EMBED] == 2
 
 
 def margin(result: Identification) -> float:
@@ -304,7 +302,7 @@ def test_nothing_happens_that_cannot_be_audited(watched: Watched, client: Recogn
         aside.rename(watched.audit)
     assert identify(client, 0, ALWAYS).known
     reasons = [each for each in watched.events() if each["level"] == "error" and each["event"] == "refused"]
-    assert {each["model"] for each in reasons} == {"gallery", "decide"}
+    assert {each["model"] for each in reasons} == {"gallery", "rerank"}
     assert all("audit" in each["what"] and "No space" in each["got"] for each in reasons)
 
 
@@ -390,8 +388,8 @@ def test_requests_in_flight_are_answered_when_it_stops(
 def test_a_dead_model_is_ill_though_ready(watched: Watched) -> None:
     """The last one: it kills the server of the others."""
     server = watched.server
-    victim = next(pid for pid in members(server.pid) if b"decide_0_0" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    twin = next(pid for pid in members(server.pid) if b"decide_0_1" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    victim = next(pid for pid in members(server.pid) if b"rerank_0_0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    twin = next(pid for pid in members(server.pid) if b"rerank_0_1" in Path(f"/proc/{pid}/cmdline").read_bytes())
     for pid in (victim, twin):
         os.kill(pid, signal.SIGKILL)
     started = time.monotonic()

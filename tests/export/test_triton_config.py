@@ -48,7 +48,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_every_configuration_survives_the_round_trip(bundle: Bundle) -> None:
     models = configurations(bundle, Options(max_batch=8, instances=3))
-    assert [each.name for each in models] == ["embed", "shortlist", "rerank", "decide", "identify", "gallery"]
+    assert [each.name for each in models] == ["embed", "shortlist", "rerank", "identify", "gallery"]
     for model in models:
         assert parse(to_text(model)) == model
         assert to_text(parse(to_text(model))) == to_text(model)
@@ -243,7 +243,7 @@ def test_differences_are_named(bundle: Bundle, tmp_path: Path) -> None:
         "rerank/config.pbtxt: missing",
     ]
     assert "embed/config.pbtxt: changed" in differences(bundle.path, out, Options(instances=3))
-    assert len(differences(bundle.path, tmp_path / "nothing")) == 13
+    assert len(differences(bundle.path, tmp_path / "nothing")) == 11
 
 
 def test_a_folder_with_something_else_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:

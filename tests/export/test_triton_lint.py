@@ -56,18 +56,18 @@ def test_what_nobody_reads(ours: Path, stray: str, where: str, word: str) -> Non
 def test_what_is_missing(ours: Path) -> None:
     (ours / "embed/warmup/walk-30").unlink()
     (ours / "rerank/1/model.py").unlink()
-    (ours / "decide/1").rename(ours / "decide/3")
+    (ours / "shortlist/1").rename(ours / "shortlist/3")
     found = lint(ours)
-    assert places(found) == ["decide", "embed/warmup/walk-30", "rerank/1/model.py"]
-    assert "wanted is 1, there is 3" in found[0].what
+    assert places(found) == ["embed/warmup/walk-30", "rerank/1/model.py", "shortlist"]
+    assert "wanted is 1, there is 3" in found[-1].what
 
 
 def test_configurations_that_cannot_be_read(ours: Path) -> None:
     put(ours / "rerank/config.pbtxt", 'name: "rerank"\nnonsense: 1')
-    (ours / "decide/config.pbtxt").write_bytes(b"\xff\xfe")
+    (ours / "shortlist/config.pbtxt").write_bytes(b"\xff\xfe")
     change(ours, "embed", lambda model: replace(model, name="ebmed"))
     found = {each.where: str(each) for each in lint(ours) if "identify" not in each.where}
-    assert set(found) == {"rerank/config.pbtxt", "decide/config.pbtxt", "embed/config.pbtxt"}
+    assert set(found) == {"rerank/config.pbtxt", "shortlist/config.pbtxt", "embed/config.pbtxt"}
     assert "nonsense" in found["rerank/config.pbtxt"] and "'ebmed'" in found["embed/config.pbtxt"]
 
 
@@ -83,7 +83,7 @@ def step_of(model: ModelConfig, name: str, edit: Callable[[Step], Step]) -> Mode
 @pytest.mark.parametrize(
     ("name", "edit", "words"),
     [
-        ("identify", lambda m: step_of(m, "rerank", lambda s: replace(s, model="reranker")), ["'reranker'", "nobody"]),
+        ("identify", lambda m: step_of(m, "rerank", lambda s: replace(s, model="reranker")), ["'reranker'", "no step"]),
         (
             "identify",
             lambda m: step_of(m, "rerank", lambda s: replace(s, inputs={"probe": "embed_features"})),
@@ -95,7 +95,7 @@ def step_of(model: ModelConfig, name: str, edit: Callable[[Step], Step]) -> Mode
         ("identify", lambda m: replace(m, outputs=(Tensor("distance", "float64", (-1,)),)), ["comes as float32"]),
         ("embed", lambda m: replace(m, outputs=(Tensor("features", "float32", (31, 32)),)), ["[-1, 31, 32]"]),
         ("shortlist", lambda m: replace(m, inputs=(Tensor("features", "float16", (16, 32)),)), ["takes float16"]),
-        ("decide", lambda m: replace(m, max_batch_size=0), ["batches of", "takes"]),
+        ("rerank", lambda m: replace(m, max_batch_size=0), ["batches of", "takes"]),
     ],
 )
 def test_ensembles_that_do_not_fit(

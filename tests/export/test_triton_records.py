@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,7 +101,8 @@ class Backend:
 
     def __init__(self, broken: bool = False) -> None:
         self.values: dict[tuple[str, ...], float] = {}
-        self.calls, self.broken, backend = 0, broken, self
+        self.calls, self.sent, self.broken, backend = 0, 0, broken, self
+        self.held = threading.Lock()
 
         class MetricFamily:
             COUNTER, GAUGE, HISTOGRAM = range(3)
@@ -114,7 +117,9 @@ class Backend:
                 key = (self.name, *labels.values())
 
                 def put(value: float) -> None:
-                    backend.values[key] = backend.values.get(key, 0) + value
+                    with backend.held:
+                        backend.values[key] = backend.values.get(key, 0) + value
+                        backend.sent += 1
 
                 return SimpleNamespace(increment=put, set=put, observe=put)
 
@@ -126,13 +131,34 @@ def test_one_series_per_labels() -> None:
     metrics = Metrics(backend)
     for decision, count in (("known", 2), ("unknown", 1), ("known", 1)):
         metrics.add("gaitsdk_decisions_total", count, decision=decision)
+    metrics.observe("gaitsdk_shortlist_margin_ratio", 0.25)
     metrics.observe("gaitsdk_shortlist_margin_ratio", 0.5)
+    metrics.set("gaitsdk_gallery_entries", 8)
+    metrics.set("gaitsdk_gallery_entries", 9)
+    metrics.close()
     assert backend.values == {
         ("gaitsdk_decisions_total", "known"): 3,
         ("gaitsdk_decisions_total", "unknown"): 1,
-        ("gaitsdk_shortlist_margin_ratio",): 0.5,
+        ("gaitsdk_shortlist_margin_ratio",): 0.75,
+        ("gaitsdk_gallery_entries",): 9,
     }
-    assert backend.calls == 2, "a family is made once"
+    assert backend.calls == 3, "a family is made once"
+    assert backend.sent == 5, "values of a counter or gauge that come together are one message"
+
+
+def test_nobody_waits_for_a_metric() -> None:
+    backend = Backend()
+    metrics = Metrics(backend)
+    with backend.held:  # the server takes nothing
+        for _ in range(100):
+            metrics.add("gaitsdk_rerank_changes_total")
+            metrics.observe("gaitsdk_shortlist_margin_ratio", 0.5)
+        assert not backend.values
+    deadline = time.monotonic() + 10
+    while len(backend.values) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    metrics.close()
+    assert backend.values == {("gaitsdk_rerank_changes_total",): 100, ("gaitsdk_shortlist_margin_ratio",): 50}
 
 
 def test_declared_counters_appear_with_the_first_value() -> None:
@@ -143,6 +169,7 @@ def test_declared_counters_appear_with_the_first_value() -> None:
     assert not backend.values, "the server is not asked before there is a request"
     metrics.add("gaitsdk_decisions_total", decision="known")
     metrics.add("gaitsdk_decisions_total", decision="known")
+    metrics.close()
     assert backend.values == {("gaitsdk_decisions_total", "known"): 2, ("gaitsdk_decisions_total", "unknown"): 0}
 
 
@@ -153,6 +180,7 @@ def test_a_server_without_metrics_costs_no_answer() -> None:
         metrics.add("gaitsdk_decisions_total", decision="known")
         metrics.set("gaitsdk_gallery_entries", 3)
         metrics.add("no such family")
+        metrics.send()
     assert backend.calls == 2, "each is tried once"
 
 
@@ -196,6 +224,7 @@ def test_no_change_without_its_intent_and_no_denial_of_a_change(tmp_path: Path) 
     model = Changing(path, fails_at=2)
     assert model.enroll() == ["changed"], "an error would deny what is done"
     assert [json.loads(line)["outcome"] for line in path.read_text().splitlines()] == ["asked"]
+    model.metrics.close()
     assert model.backend.values == {("gaitsdk_audit_failures_total", "gallery"): 1}
     assert Changing(path, fails_at=0).enroll() == ["changed"]
     assert [json.loads(line)["outcome"] for line in path.read_text().splitlines()] == ["asked", "asked", "done"]

@@ -1,13 +1,16 @@
 """The models of a repository: what each takes and gives, and how Triton runs it.
 
-    embed -> shortlist -> rerank -> decide        chained by the ensemble `identify`
-    gallery                                       enroll, delete, list
+    embed -> shortlist -> rerank        chained by the ensemble `identify`
+    gallery                             enroll, delete, list
 
-Both renderings have these, with the same tensors. In `portable` all are Python models, and the SDK's own runtimes
-execute the networks. In `tensorrt` the networks are engines that Triton runs itself, and two become ensembles:
+In `portable` all are Python models, and the SDK's own runtimes execute the networks. In `tensorrt` the networks are
+engines that Triton runs itself, and two become ensembles:
 
     embed     check (Python: what no engine can refuse) -> backbone (engine)
     rerank    reranker (engine), under its names of the tensors
+
+An engine cannot end an identification, which needs names: behind one, and where nothing is re-ranked, a small Python
+model does, `decide`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING
 from gaitsdk.errors import ExportError, OptionError
 from gaitsdk.pipeline import MAX_K
 from gaitsdk.rerankers import NETWORKS, check_reranker, list_length
-from gaitsdk.runtimes.wire import DECIDE, EMBED, GALLERY, IDENTIFY, RERANK, SHORTLIST
+from gaitsdk.runtimes.wire import DECIDE, EMBED, GALLERY, IDENTIFY, NUMBERS, RERANK, SHORTLIST
 from gaitsdk_export.triton import warmup
 from gaitsdk_export.triton.config import Batching, Instances, ModelConfig, Resource, Step, Tensor, Versions, Warmup
 from gaitsdk_export.triton.engines import Engine, backbone_models, read_engines, reranker_models
@@ -30,6 +33,26 @@ if TYPE_CHECKING:
 RENDERINGS = ("portable", "tensorrt")
 #: What an execution of a network takes where the server runs with `--rate-limit=execution_count`.
 NETWORK = Resource("network", every_device=True)
+
+#: What `shortlist` gives beside feature maps: M candidates of each walk.
+LISTED = (
+    Tensor("candidate_ids", "int64", (-1,)),
+    Tensor("candidate_identity", "bytes", (-1,)),
+    Tensor("shortlist_distance", "float32", (-1,)),
+    Tensor("gallery_state", "int64", (2,)),  # entries and commit, as the last two of `numbers`
+)
+RESCORED = Tensor("rerank_distance", "float32", (-1,))
+#: What `identify` answers.
+DECIDED = (
+    Tensor("identity", "bytes", (-1,)),
+    Tensor("distance", "float32", (-1,)),
+    Tensor("shortlist_distance", "float32", (-1,)),
+    Tensor("shortlist_rank", "int32", (-1,)),
+    Tensor("decision", "bytes", (1,)),
+    Tensor("fingerprint", "bytes", (1,)),
+    Tensor("entry_id", "int64", (-1,)),
+    Tensor("numbers", "float64", (len(NUMBERS),)),
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +130,10 @@ def configurations(
     if engines:
         options = replace(options, max_batch=engines["backbone"].batch.most)
     embed, rerank = _embedders(bundle, options, engines), _rerankers(bundle, options, engines)
-    search, decide = _shortlist(bundle), _decide(bool(rerank))
-    chain = [embed[-1], search, *rerank[-1:], decide]
-    models = [*embed, search, *rerank, decide, _identify(chain), _gallery(bundle)]
+    search = _shortlist(bundle)
+    decide = [] if rerank and rerank[-1].backend == "python" else [_decide(bool(rerank))]
+    chain = [embed[-1], search, *rerank[-1:], *decide]
+    models = [*embed, search, *rerank, *decide, _identify(chain), _gallery(bundle)]
     parameters = {
         "fingerprint": bundle.fingerprint,
         "reranker": options.reranker,
@@ -196,14 +220,7 @@ def _shortlist(bundle: Bundle) -> ModelConfig:
         name=SHORTLIST,
         backend="python",
         inputs=(Tensor("features", "float32", (bundle.strips, bundle.dims)),),
-        outputs=(
-            Tensor("candidate_ids", "int64", (-1,)),
-            Tensor("candidate_identity", "bytes", (-1,)),
-            Tensor("shortlist_distance", "float32", (-1,)),
-            Tensor("candidate_features", "float32", (-1, bundle.strips, bundle.dims)),
-            Tensor("gallery_size", "int64", (1,)),
-            Tensor("gallery_sequence", "int64", (1,)),
-        ),
+        outputs=(Tensor("candidate_features", "float32", (-1, bundle.strips, bundle.dims)), *LISTED),
     )
 
 
@@ -214,8 +231,9 @@ def _rerank(bundle: Bundle) -> ModelConfig:
         inputs=(
             Tensor("features", "float32", (bundle.strips, bundle.dims)),
             Tensor("candidate_features", "float32", (-1, bundle.strips, bundle.dims)),
+            *(replace(each, optional=True) for each in LISTED),
         ),
-        outputs=(Tensor("rerank_distance", "float32", (-1,)),),
+        outputs=(RESCORED, *DECIDED),
     )
 
 
@@ -223,27 +241,8 @@ def _decide(reranked: bool) -> ModelConfig:
     return ModelConfig(
         name=DECIDE,
         backend="python",
-        inputs=(
-            Tensor("candidate_ids", "int64", (-1,)),
-            Tensor("candidate_identity", "bytes", (-1,)),
-            Tensor("shortlist_distance", "float32", (-1,)),
-            Tensor("gallery_size", "int64", (1,)),
-            Tensor("gallery_sequence", "int64", (1,)),
-            *((Tensor("rerank_distance", "float32", (-1,)),) if reranked else ()),
-        ),
-        outputs=(
-            Tensor("identity", "bytes", (-1,)),
-            Tensor("distance", "float32", (-1,)),
-            Tensor("shortlist_distance", "float32", (-1,)),
-            Tensor("shortlist_rank", "int32", (-1,)),
-            Tensor("decision", "bytes", (1,)),
-            Tensor("fingerprint", "bytes", (1,)),
-            Tensor("entry_id", "int64", (-1,)),
-            Tensor("threshold", "float64", (1,)),
-            Tensor("reranked", "int32", (1,)),
-            Tensor("gallery_size", "int64", (1,)),
-            Tensor("gallery_sequence", "int64", (1,)),
-        ),
+        inputs=(*LISTED, *((RESCORED,) if reranked else ())),
+        outputs=DECIDED,
     )
 
 
@@ -257,14 +256,14 @@ def _identify(models: list[ModelConfig]) -> ModelConfig:
         if later:
             outputs = {each.name: f"{model.name}_{each.name}" for each in model.outputs if each.name in later}
         else:
-            outputs = {each.name: each.name for each in model.outputs}
+            outputs = {each.name: each.name for each in DECIDED}
         source.update(outputs)
         steps.append(Step(model.name, inputs, outputs))
     return ModelConfig(
         name=IDENTIFY,
         backend="ensemble",
         inputs=tuple(replace(each, ragged=False) for each in models[0].inputs),  # of the steps, not of the ensemble
-        outputs=models[-1].outputs,
+        outputs=DECIDED,
         steps=tuple(steps),
     )
 

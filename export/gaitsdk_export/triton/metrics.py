@@ -6,9 +6,15 @@ The server holds the numbers, so those of several processes of a model add up. T
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
+
+#: Seconds by which the server's numbers may lag behind.
+DELAY_S = 0.1
+#: Name of a metric and its labels.
+_Series = tuple[Any, ...]
 
 
 class Family(NamedTuple):
@@ -40,7 +46,8 @@ FAMILIES = {
 
 
 class Metrics:
-    """The metrics of one process of a model. No method raises: counting must not cost an answer.
+    """The metrics of one process of a model. No method raises: counting must not cost an answer, nor keep it waiting.
+    Each number is a message to the server, so a thread sends them, `DELAY_S` late and what can be added up added up.
 
     Args:
         backend: the module `triton_python_backend_utils`.
@@ -49,45 +56,71 @@ class Metrics:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._families: dict[str, Any] = {}
-        self._declared: list[tuple[str, dict[str, str]]] = []
         #: One per name and labels; None where the server takes none (it may run without metrics).
-        self._series: dict[tuple[str, ...], Any] = {}
+        self._series: dict[_Series, Any] = {}
+        self._waiting: dict[tuple[str, _Series], list[float]] = {}
+        self._lock, self._wake, self._closed = threading.Lock(), threading.Event(), threading.Event()
+        self._sender: threading.Thread | None = None
 
     def declare(self, name: str, **labels: str) -> None:
         """A counter that is to appear, at zero, with the first value of any: the server is not asked before it runs."""
-        self._declared.append((name, labels))
+        self._waiting[("increment", (name, *labels.items()))] = [0]
 
     def add(self, name: str, value: float = 1, **labels: str) -> None:
         """Raises a counter."""
-        self._call("increment", name, value, labels)
+        self._put("increment", name, value, labels)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Sets a gauge."""
-        self._call("set", name, value, labels)
+        self._put("set", name, value, labels)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Puts a value into a histogram."""
-        self._call("observe", name, value, labels)
+        self._put("observe", name, value, labels)
 
     def close(self) -> None:
-        """Lets go of everything: the backend's process would crash over what is left at its end."""
+        """Sends what waits and lets go of everything: the backend's process crashes over what is left at its end."""
+        self._closed.set()
+        self._wake.set()
+        if self._sender is not None:
+            self._sender.join()
+            self.send()
         self._series.clear()
         self._families.clear()
 
-    def _call(self, method: str, name: str, value: float, labels: dict[str, str]) -> None:
-        while self._declared:
-            declared, its_labels = self._declared.pop()
-            self._call("increment", declared, 0, its_labels)
-        key = (name, *labels.values())
+    def send(self) -> None:
+        """Sends what waits."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for (method, series), values in waiting.items():
+            for value in _together(method, values):
+                self._send(method, series, value)
+
+    def _put(self, method: str, name: str, value: float, labels: dict[str, str]) -> None:
+        with self._lock:
+            self._waiting.setdefault((method, (name, *labels.items())), []).append(value)
+            if self._sender is None:
+                self._sender = threading.Thread(target=self._work, name="metrics", daemon=True)
+                self._sender.start()
+        self._wake.set()
+
+    def _work(self) -> None:
+        while not self._closed.is_set():
+            self._wake.wait()
+            self._closed.wait(DELAY_S)
+            self._wake.clear()
+            self.send()
+
+    def _send(self, method: str, series: _Series, value: float) -> None:
         try:
-            if key not in self._series:
-                self._series[key] = None
-                self._series[key] = self._create(name, labels)
-            if (series := self._series[key]) is not None:
-                getattr(series, method)(value)
-        except Exception as error:  # noqa: BLE001 - whatever the server has against it, the request goes on
-            self._series[key] = None
-            logger.warning("%s is not counted: %s", name, error)
+            if series not in self._series:
+                self._series[series] = None
+                self._series[series] = self._create(series[0], dict(series[1:]))
+            if (there := self._series[series]) is not None:
+                getattr(there, method)(value)
+        except Exception as error:  # noqa: BLE001 - whatever the server has against it, the others are sent
+            self._series[series] = None
+            logger.warning("%s is not counted: %s", series[0], error)
 
     def _create(self, name: str, labels: dict[str, str]) -> Any:
         family = FAMILIES[name]
@@ -96,3 +129,7 @@ class Metrics:
             self._families[name] = self._backend.MetricFamily(name=name, description=family.description, kind=kind)
         options = {"buckets": list(family.buckets)} if family.buckets else {}
         return self._families[name].Metric(labels=labels, **options)
+
+
+def _together(method: str, values: list[float]) -> list[float]:
+    return {"increment": [sum(values)], "set": values[-1:]}.get(method, values)

@@ -48,7 +48,11 @@ def requests(model: ModelConfig, batches: Sequence[int], sizes: Sequence[int], d
     return [
         Warmup(
             name=f"{batch}x{size}",
-            inputs={each.name: Sample(each.data_type, _filled(each.dims, size), data) for each in model.inputs},
+            inputs={
+                each.name: Sample(each.data_type, _filled(each.dims, size), data)
+                for each in model.inputs
+                if not each.optional
+            },
             batch_size=batch,
         )
         for size in sizes

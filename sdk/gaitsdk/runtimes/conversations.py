@@ -23,24 +23,14 @@ from gaitsdk.errors import GaitError, OptionError, ServerError
 from gaitsdk.pipeline import Answers, Features, Silhouettes
 from gaitsdk.runtimes.statuses import unreadable
 from gaitsdk.runtimes.tensors import Reply, Request
-from gaitsdk.runtimes.wire import EMBED, GALLERY, IDENTIFY, MAX_MESSAGE_BYTES, RERANK, SHORTLIST, decode_error
+from gaitsdk.runtimes.wire import EMBED, GALLERY, IDENTIFY, MAX_MESSAGE_BYTES, NUMBERS, RERANK, SHORTLIST, decode_error
 
 T = TypeVar("T")
 Talk = Generator[Request, Reply, T]
 
-_IDENTIFY_OUTPUTS = (
-    "entry_id",
-    "identity",
-    "distance",
-    "shortlist_distance",
-    "shortlist_rank",
-    "decision",
-    "fingerprint",
-    "threshold",
-    "reranked",
-    "gallery_size",
-    "gallery_sequence",
-)
+#: Outputs of an identification: per candidate, and per sequence.
+_LISTS = ("entry_id", "identity", "distance", "shortlist_distance", "shortlist_rank")
+_SINGLE = ("decision", "fingerprint", "numbers")
 
 #: Who answers there, and the limits of it.
 DESCRIBE = Request(GALLERY, {"action": np.array([b"describe"], object)}, ("description",))
@@ -129,7 +119,7 @@ class Conversations:
         order: list[int] = []
         parts: list[Reply] = []
         for group, stacked in self._batches(sequences):
-            parts.append((yield Request(IDENTIFY, {"silhouettes": stacked}, _IDENTIFY_OUTPUTS, parameters)))
+            parts.append((yield Request(IDENTIFY, {"silhouettes": stacked}, (*_LISTS, *_SINGLE), parameters)))
             order.extend(group)
         answers = _answers(parts, order, (time.perf_counter() - started) * 1e3)
         if answers.fingerprint != self.description.fingerprint:
@@ -229,8 +219,10 @@ def _answers(parts: list[Reply], order: list[int], elapsed_ms: float) -> Answers
     between two requests, lists have the length of the shortest."""
     listed = min(part["entry_id"].shape[1] for part in parts)
     back = np.argsort(order)
-    rows = {name: np.concatenate([part[name][:, :listed] for part in parts])[back] for name in _IDENTIFY_OUTPUTS}
-    cut = float(rows["threshold"][0, 0])
+    rows = {name: np.concatenate([part[name][:, :listed] for part in parts])[back] for name in _LISTS}
+    rows |= {name: np.concatenate([part[name] for part in parts])[back] for name in _SINGLE}
+    numbers = dict(zip(NUMBERS, rows["numbers"].T, strict=True))
+    cut = float(numbers["threshold"][0])
     identities = np.array([each.decode() for each in rows["identity"].ravel()], object)
     return Answers(
         entry_ids=rows["entry_id"],
@@ -238,12 +230,12 @@ def _answers(parts: list[Reply], order: list[int], elapsed_ms: float) -> Answers
         distances=rows["distance"],
         shortlist_distances=rows["shortlist_distance"],
         shortlist_ranks=rows["shortlist_rank"],
-        reranked=min(int(rows["reranked"].min()), listed),
+        reranked=min(int(numbers["reranked"].min()), listed),
         decisions=[each.decode() for each in rows["decision"].ravel()],
         threshold=None if np.isnan(cut) else cut,
         fingerprint=rows["fingerprint"].ravel()[0].decode(),
-        gallery_size=int(rows["gallery_size"][0, 0]),
-        gallery_sequence=int(rows["gallery_sequence"].min()),
+        gallery_size=int(numbers["gallery_size"][0]),
+        gallery_sequence=int(numbers["gallery_sequence"].min()),
         timings_ms={"round_trip": elapsed_ms},
     )
 

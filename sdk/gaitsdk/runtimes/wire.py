@@ -23,6 +23,10 @@ CONNECT_TIMEOUT = 2.0
 #: Longest list that a server gives. (The re-ranked one, whose feature maps are fetched, is bound by `pipeline.MAX_K`.)
 MAX_TOP_K = 10_000
 
+#: What stands in the tensor `numbers` of an identification (float64: a tensor of its own for each costs more than all
+#: of them): NaN where there is no threshold, how many candidates were re-ranked, and the gallery's entries and commit.
+NUMBERS = ("threshold", "reranked", "gallery_size", "gallery_sequence")
+
 _FIELDS = ("what", "where", "got", "expected", "fix")
 # Errors about what the caller sent or asked for, or that will pass. Others (a damaged bundle, a full disk) tell of the
 # server's inside.

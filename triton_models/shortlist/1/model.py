@@ -41,8 +41,7 @@ class TritonPythonModel(Batched):
             "candidate_identity": to_bytes(found.identities),
             "shortlist_distance": np.ascontiguousarray(found.distances, np.float32),
             "candidate_features": np.ascontiguousarray(found.features, np.float32),
-            "gallery_size": np.full((len(features), 1), size, np.int64),
-            "gallery_sequence": np.full((len(features), 1), found.sequence, np.int64),
+            "gallery_state": np.tile(np.array([size, found.sequence], np.int64), (len(features), 1)),
         }
 
     def finalize(self):

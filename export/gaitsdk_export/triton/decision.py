@@ -1,4 +1,5 @@
-"""decide: the final order and the decision, from the shortlist and, where there is one, the re-ranker's distances.
+"""The last step of an identification: the final order and the decision, from the shortlist and the distances of the
+re-ranker. Runs inside Triton's backend: in `rerank` where that is a Python model, else in one of its own, `decide`.
 
 Request parameters: `top_k` and `k` as in shortlist, `threshold` (default: the bundle's calibration), `canary` (a health
 check: audited and logged like any other, but not counted).
@@ -6,11 +7,18 @@ check: audited and logged like any other, but not counted).
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Hashable
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from gaitsdk import pipeline
 from gaitsdk.calibration import threshold_for
+from gaitsdk.runtimes.wire import NUMBERS
 from gaitsdk_export.triton.backend import (
+    Arrays,
     Batched,
     asked_by,
     list_lengths,
@@ -20,17 +28,23 @@ from gaitsdk_export.triton.backend import (
 )
 
 
-class TritonPythonModel(Batched):
-    def open(self):
+class Decision(Batched):
+    """A model that decides. Its inputs are `configurations.LISTED` and what `rescored` needs."""
+
+    def open(self) -> None:
         for decision in ("known", "unknown", "uncalibrated"):
             self.metrics.declare("gaitsdk_decisions_total", decision=decision)
         self.metrics.declare("gaitsdk_rerank_changes_total")
 
-    def read(self, request):
+    @abstractmethod
+    def rescored(self, given: Arrays) -> NDArray[np.float32] | None:
+        """The re-ranker's distances [B, K] of the first candidates; None where nothing is re-ranked."""
+
+    def read(self, request: Any) -> tuple[Hashable, tuple[NDArray[Any], ...]]:
         arrays = tuple(self.require(request, name) for name in self.inputs())
         asked = request_parameters(request)
         top_k, k = list_lengths(asked, self.bundle, self.reranker, int(self.parameter("max_k")))
-        size = int(self.require(request, "gallery_size").ravel()[0])
+        size = int(self.require(request, "gallery_state")[0, 0])
         threshold = threshold_parameter(asked)
         if threshold is None:
             threshold = threshold_for(
@@ -42,7 +56,7 @@ class TritonPythonModel(Batched):
             )
         return (top_k, threshold, size, *(array.shape[1] for array in arrays)), arrays
 
-    def run(self, key, *arrays):
+    def run(self, key: Any, *arrays: NDArray[Any]) -> Arrays:
         top_k, threshold, size = key[:3]
         given = dict(zip(self.inputs(), arrays, strict=True))
         found = pipeline.Shortlist(
@@ -51,15 +65,19 @@ class TritonPythonModel(Batched):
             distances=given["shortlist_distance"],
             features=np.zeros((len(given["candidate_ids"]), 0, self.bundle.strips, self.bundle.dims), np.float32),
         )
+        distances = self.rescored(given)
         answers = pipeline.decide(
             found,
-            given.get("rerank_distance"),
+            distances,
             top_k=top_k,
             threshold=threshold,
             fingerprint=self.bundle.fingerprint,
             gallery_size=size,
         )
         n = len(answers.entry_ids)
+        numbers = np.empty((n, len(NUMBERS)))
+        numbers[:, :2] = (np.nan if threshold is None else threshold, answers.reranked)
+        numbers[:, 2:] = given["gallery_state"]
         return {
             "entry_id": np.ascontiguousarray(answers.entry_ids),
             "identity": to_bytes(answers.identities),
@@ -68,17 +86,15 @@ class TritonPythonModel(Batched):
             "shortlist_rank": np.ascontiguousarray(answers.shortlist_ranks),
             "decision": to_bytes(answers.decisions).reshape(n, 1),
             "fingerprint": to_bytes([[answers.fingerprint]] * n),
-            "threshold": np.full((n, 1), np.nan if threshold is None else threshold, np.float64),
-            "reranked": np.full((n, 1), answers.reranked, np.int32),
-            "gallery_size": np.full((n, 1), size, np.int64),
-            "gallery_sequence": given["gallery_sequence"],
+            "numbers": numbers,
             "margin": margins(found),
+            **({} if distances is None else {"rerank_distance": distances}),
         }
 
-    def record(self, request, outputs):
+    def record(self, request: Any, outputs: Arrays) -> None:
         decisions = [each.decode() for each in outputs["decision"][:, 0]]
         who, canary = asked_by(request), bool(request_parameters(request).get("canary")) or None
-        state = {name: int(outputs[name][0, 0]) for name in ("gallery_size", "gallery_sequence")}
+        state = {name: int(value) for name, value in zip(NUMBERS[2:], outputs["numbers"][0, 2:], strict=True)}
         about = {**self.answering(), **who, **state, "event": "identify", "outcome": "done", "canary": canary}
         firsts = zip(outputs["identity"][:, 0], outputs["entry_id"][:, 0], decisions, strict=True)
         self.audit.write(
@@ -99,7 +115,7 @@ class TritonPythonModel(Batched):
             self.metrics.observe("gaitsdk_shortlist_margin_ratio", float(margin))
 
 
-def margins(found):
+def margins(found: pipeline.Shortlist) -> NDArray[np.floating[Any]]:
     """How much nearer the first identity of each shortlist is than the second, `[n]`: 1 - first / second distance. NaN
     where all candidates are of one identity."""
     others = found.identities != found.identities[:, :1]
