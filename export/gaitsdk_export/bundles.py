@@ -89,6 +89,7 @@ def export_bundle(
     task: bool = False,
     cache: EngineCache | None = None,
     calibration: Path | None = None,
+    workspace_mib: int | None = None,
 ) -> list[ExportResult]:
     """Exports the backbone and, where there is one, the re-ranker.
 
@@ -106,6 +107,7 @@ def export_bundle(
         task: judge Rank-1 and the order of the first ten over 100 synthetic people, too.
         cache: of engines.
         calibration: tree of walks that INT8 takes its scales from; default synthetic walkers.
+        workspace_mib: scratch memory that an engine may take; default what the builder takes (docs/export.md).
 
     Returns:
         One result per network, format and precision.
@@ -122,7 +124,7 @@ def export_bundle(
     int8 = any(job.precision == "int8" for job in jobs)
     walks = calibration_walks(bundle, calibration) if int8 else ()
     able = parse_capabilities(capabilities)
-    options = Options(verify, sizes or Sizes(), able, cache or EngineCache(), tell, walks, calibration)
+    options = Options(verify, sizes or Sizes(), able, cache or EngineCache(), tell, walks, calibration, workspace_mib)
     try:
         # Beside the bundle: the same file system, so that an artefact moves into it in one step.
         with tempfile.TemporaryDirectory(prefix=".gaitsdk-export-", dir=bundle.path.resolve().parent) as folder:

@@ -42,6 +42,10 @@ def export(
     sm: Annotated[
         str | None, typer.Option(help="tensorrt-rtx: compute capabilities, e.g. 75,80,86,89,120; default all it can.")
     ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(min=1, help="Engines: MiB of scratch memory at the largest sizes; default the GPU's, or 64 GiB."),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +82,7 @@ def export(
             capabilities=_words(sm or ""),
             task=verdict is Judge.task,
             calibration=calibration,
+            workspace_mib=workspace,
         )
     except GaitError as error:
         errors.print(f"error: {error}", style="red", highlight=False, markup=False)

@@ -62,6 +62,7 @@ class Options:
         walks: that INT8 takes its scales from. calibration: the tree that they come from; None = synthetic ones.
         cache: of engines.
         progress: called with lines of text.
+        workspace_mib: scratch memory that an engine may take; None = the builder's own limit.
     """
 
     verify: bool
@@ -71,6 +72,7 @@ class Options:
     progress: Callable[[str], None]
     walks: Walks = ()
     calibration: Path | None = None
+    workspace_mib: int | None = None
 
 
 class Source:
@@ -218,7 +220,7 @@ class Source:
         options = self.options
         try:
             trt = import_tensorrt(job.format)
-            target = find_target(job.format, trt, job.precision, options.capabilities)
+            target = find_target(job.format, trt, job.precision, options.capabilities, options.workspace_mib)
         except (MissingDependencyError, RuntimeUnavailableError) as error:
             raise Skipped(str(error)) from error
         graph = self.onnx(job.precision, engine=True).path.read_bytes()

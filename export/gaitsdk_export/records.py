@@ -70,6 +70,8 @@ def command(bundle: str, job: Job, options: Options) -> str:
             words += ["--candidates", str(sizes.candidates)]
         if capabilities and job.format == "tensorrt-rtx":
             words += ["--sm", ",".join(map(str, capabilities))]
+        if options.workspace_mib is not None:
+            words += ["--workspace", str(options.workspace_mib)]
     return shlex.join(words)
 
 

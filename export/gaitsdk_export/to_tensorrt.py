@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from gaitsdk_export.wrappers import ExportWrapper
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 #: Compute capabilities for which TensorRT for RTX (1.7) has no matrix products in float32 or bfloat16.
 HALF_ONLY = frozenset({75})
-#: Scratch memory that a layer may ask for, in MiB.
-WORKSPACE_MIB = 2048
+#: How TensorRT says, below the level of errors, that the scratch memory of the largest profile is above the limit.
+_NEEDED = re.compile(r"Exceeded mem budget of (\d+)\. Need (\d+)")
 _AGAIN = "export it again: gaitsdk export --to onnx"
 
 
@@ -37,14 +38,15 @@ class Target:
         trt: the module.
         capabilities: compute capabilities, 89 for 8.9.
         gpu: the GPU that the engine is tuned on; None where it is finished on the GPU that runs it.
-        workspace_mib: limit of a layer's scratch memory.
+        workspace_mib: limit of the scratch memory, which holds the activations of the largest profile; None = the
+            builder's own: the GPU's memory, and 64 GiB for TensorRT for RTX.
     """
 
     format: str
     trt: Any
     capabilities: tuple[int, ...]
     gpu: str | None
-    workspace_mib: int = WORKSPACE_MIB
+    workspace_mib: int | None = None
 
     @property
     def version(self) -> str:
@@ -60,11 +62,13 @@ class Target:
             gpu=self.gpu,
             precision=precision,
             profiles=tuple(each.to_dict() for each in profiles),
-            flags=("strongly_typed", "no_tf32", f"workspace_mib={self.workspace_mib}"),
+            flags=("strongly_typed", "no_tf32", f"workspace_mib={self.workspace_mib or 'default'}"),
         )
 
 
-def find_target(format: str, trt: Any, precision: str, capabilities: Sequence[int] = ()) -> Target:
+def find_target(
+    format: str, trt: Any, precision: str, capabilities: Sequence[int] = (), workspace_mib: int | None = None
+) -> Target:
     """The target of this machine.
 
     Args:
@@ -72,6 +76,7 @@ def find_target(format: str, trt: Any, precision: str, capabilities: Sequence[in
         trt: from `import_tensorrt`.
         precision: of the graph. TensorRT for RTX builds for 7.5 in fp16 only; in others 75 is left out.
         capabilities: ignored by "tensorrt".
+        workspace_mib: as in `Target`.
 
     Raises:
         OptionError: TensorRT for RTX does not know one of the capabilities.
@@ -98,7 +103,7 @@ def find_target(format: str, trt: Any, precision: str, capabilities: Sequence[in
                 got=precision,
                 fix="--precision fp16",
             )
-        return Target(format, trt, able, None)
+        return Target(format, trt, able, None, workspace_mib)
     import torch
 
     if not torch.cuda.is_available():
@@ -109,7 +114,7 @@ def find_target(format: str, trt: Any, precision: str, capabilities: Sequence[in
             fix="run it on the GPU that will serve, or --to tensorrt-rtx, which builds without",
         )
     major, minor = torch.cuda.get_device_capability(0)
-    return Target(format, trt, (10 * major + minor,), str(torch.cuda.get_device_name(0)))
+    return Target(format, trt, (10 * major + minor,), str(torch.cuda.get_device_name(0)), workspace_mib)
 
 
 def known_capabilities(trt: Any) -> tuple[int, ...]:
@@ -152,7 +157,8 @@ def build_engine(
         said = [f"{each.node_name()}: {each.desc()}" for each in map(parser.get_error, range(parser.num_errors))]
         raise _refusal(target, "parse", said)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib << 20)
+    if target.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib << 20)
     config.clear_flag(trt.BuilderFlag.TF32)  # TF32 would be off by 1e-3
     if target.format == "tensorrt-rtx":
         config.num_compute_capabilities = len(target.capabilities)
@@ -171,7 +177,7 @@ def build_engine(
     if monitor.interrupted:
         raise KeyboardInterrupt
     if engine is None:
-        raise _refusal(target, "build", log.errors)
+        raise _too_large(target, *log.needed) if log.needed else _refusal(target, "build", log.errors)
     return bytes(engine)
 
 
@@ -211,10 +217,20 @@ def _strongly_typed(trt: Any, builder: Any) -> Any:
 
 
 def _refusal(target: Target, what: str, said: Sequence[Any]) -> ExportError:
+    got = "; ".join(str(each).strip() for each in said[:3]) or "no reason given"
+    fix = "another precision or another version of TensorRT; the ONNX artefact runs everywhere"
+    if target.workspace_mib is not None and "workspace" in got:
+        fix = f"a larger --workspace than {target.workspace_mib}, or none"
+    return ExportError(f"{target.format} {target.version} cannot {what} the graph", got=got, fix=fix)
+
+
+def _too_large(target: Target, limit: int, needed: int) -> ExportError:
+    mib = -(-needed >> 20)
     return ExportError(
-        f"{target.format} {target.version} cannot {what} the graph",
-        got="; ".join(str(each).strip() for each in said[:3]) or "no reason given",
-        fix="another precision or another version of TensorRT; the ONNX artefact runs everywhere",
+        f"{target.format} {target.version} needs more scratch memory for the largest sizes than it may take",
+        got=f"{mib} MiB",
+        expected=f"at most {limit >> 20} MiB",
+        fix=f"smaller largest --batch or --frames, or --workspace {mib} where the GPU has as much to spare",
     )
 
 
@@ -225,10 +241,14 @@ def _collecting_logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            #: Bytes that it may take and bytes that it needs, where it needs more.
+            self.needed: tuple[int, int] | None = None
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(message)
+            elif found := _NEEDED.search(message):
+                self.needed = int(found[1]), int(found[2])
 
     return Collector()
 

@@ -21,26 +21,40 @@ class Graph(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def tiny_wrapper() -> Callable[[str], Any]:
-    """By name of a registered backbone or "cargait": a small network as a graph, in eval mode, the same every time."""
+def backbone_wrapper() -> Callable[[str, str], Any]:
+    """By name and tag: a network as a graph, in eval mode, the same every time. Its batch norms do something, as those
+    of trained networks do: at first an all-zero sequence leaves less of itself than fp16 can hold."""
     torch = pytest.importorskip("torch")
     from gaitsdk.models import create
-    from gaitsdk.models.cargait import CarGait
-    from gaitsdk_export.wrappers import EmbedderForExport, RerankerForExport
+    from gaitsdk_export.wrappers import EmbedderForExport
 
-    def make(name: str) -> Any:
+    def make(name: str, tag: str) -> Any:
         torch.manual_seed(3)
-        if name == "cargait":
-            reranker = CarGait(dims=8, width=16, heads=4)
-            torch.nn.init.normal_(reranker.output.weight, std=0.3)
-            return RerankerForExport(reranker.eval(), 4, 8)
-        model: Any = create(name, tag="tiny")
-        for key, value in model.state_dict().items():  # batch norms that do something
+        model: Any = create(name, tag=tag)
+        for key, value in model.state_dict().items():
             if key.endswith("running_mean"):
                 value.uniform_(-0.2, 0.2)
             elif key.endswith("running_var"):
                 value.uniform_(0.5, 2.0)
         return EmbedderForExport(model.eval(), model.input_size[0], model.input_channels)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_wrapper(backbone_wrapper: Callable[[str, str], Any]) -> Callable[[str], Any]:
+    """By name of a registered backbone or "cargait": a small network as a graph."""
+    torch = pytest.importorskip("torch")
+    from gaitsdk.models.cargait import CarGait
+    from gaitsdk_export.wrappers import RerankerForExport
+
+    def make(name: str) -> Any:
+        if name != "cargait":
+            return backbone_wrapper(name, "tiny")
+        torch.manual_seed(3)
+        reranker = CarGait(dims=8, width=16, heads=4)
+        torch.nn.init.normal_(reranker.output.weight, std=0.3)
+        return RerankerForExport(reranker.eval(), 4, 8)
 
     return make
 

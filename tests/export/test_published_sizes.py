@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from gaitsdk.models import create, list_models, model_class  # noqa: E402
-from gaitsdk_export.cases import embedder_cases  # noqa: E402
-from gaitsdk_export.eager import eager_network  # noqa: E402
-from gaitsdk_export.formats import Range, Sizes  # noqa: E402
-from gaitsdk_export.half import to_half  # noqa: E402
-from gaitsdk_export.parity import TOLERANCES, Verdict, check  # noqa: E402
-from gaitsdk_export.to_onnx import onnx_network, to_onnx  # noqa: E402
-from gaitsdk_export.to_tensorrt import build_engine, engine_shapes, find_target  # noqa: E402
-from gaitsdk_export.to_torchscript import to_torchscript  # noqa: E402
-from gaitsdk_export.wrappers import EmbedderForExport  # noqa: E402
+from gaitsdk.models import list_models, model_class
+from gaitsdk_export.cases import embedder_cases
+from gaitsdk_export.eager import eager_network
+from gaitsdk_export.formats import Range, Sizes
+from gaitsdk_export.half import to_half
+from gaitsdk_export.parity import TOLERANCES, Verdict, check
+from gaitsdk_export.to_onnx import onnx_network, to_onnx
+from gaitsdk_export.to_tensorrt import build_engine, engine_shapes, find_target
+from gaitsdk_export.to_torchscript import to_torchscript
 
 EXPORTERS = {"onnx": to_onnx, "torchscript": to_torchscript}
 
@@ -40,13 +40,10 @@ def _published() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("exporter", sorted(EXPORTERS))
 @pytest.mark.parametrize(("name", "tag"), _published())
 def test_published_network_is_exported_with_the_same_answers(
-    name: str, tag: str, exporter: str, tmp_path: Path
+    name: str, tag: str, exporter: str, tmp_path: Path, backbone_wrapper: Callable[[str, str], Any]
 ) -> None:
-    torch.manual_seed(0)
-    model: Any = create(name, tag=tag).eval()
-    size = model.input_size[0]
-    wrapper = EmbedderForExport(model, size, model.input_channels)
-    cases = embedder_cases(size, model.input_channels, batches=(1, 2, 3), lengths=(5, 16))
+    wrapper = backbone_wrapper(name, tag)
+    cases = embedder_cases(wrapper.size, wrapper.channels, batches=(1, 2, 3), lengths=(5, 16))
     report = EXPORTERS[exporter](wrapper, tmp_path / exporter, cases=cases)
     assert report is not None and report.verdict is Verdict.OK
     assert report.max_abs <= 1e-4 and report.cosine >= 0.99999
@@ -55,12 +52,12 @@ def test_published_network_is_exported_with_the_same_answers(
 @pytest.mark.models
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "tag"), _published())
-def test_published_network_in_half_precision_and_as_an_engine(name: str, tag: str, rtx: Any, tmp_path: Path) -> None:
+def test_published_network_in_half_precision_and_as_an_engine(
+    name: str, tag: str, rtx: Any, tmp_path: Path, backbone_wrapper: Callable[[str, str], Any]
+) -> None:
     """fp16 and bf16 keep the answers, and TensorRT for RTX builds them (fp32 too) for SM80 to SM120."""
     onnx = pytest.importorskip("onnx")
-    torch.manual_seed(0)
-    model: Any = create(name, tag=tag).eval()
-    wrapper = EmbedderForExport(model, model.input_size[0], model.input_channels)
+    wrapper = backbone_wrapper(name, tag)
     to_onnx(wrapper, tmp_path / "x.onnx", cases=None)
     exact = onnx.load(tmp_path / "x.onnx")
     shapes = engine_shapes(wrapper, Sizes(Range(1, 8, 64), (Range(15, 30, 120),)).profiles(wrapper, 0))
@@ -68,7 +65,7 @@ def test_published_network_in_half_precision_and_as_an_engine(name: str, tag: st
         graph = exact if precision == "fp32" else to_half(exact, precision)
         if precision != "fp32":
             run = graph if precision == "fp16" else to_half(exact, precision, emulate=True)
-            cases = embedder_cases(model.input_size[0], model.input_channels, batches=(1, 2), lengths=(5, 16))
+            cases = embedder_cases(wrapper.size, wrapper.channels, batches=(1, 2), lengths=(5, 16))
             network = onnx_network(run.SerializeToString())
             report = check(eager_network(wrapper), network, cases, TOLERANCES[precision])
             assert report.verdict is Verdict.OK, report.reasons

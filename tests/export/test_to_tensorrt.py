@@ -60,6 +60,20 @@ def test_several_profiles_and_phases_of_the_build(rtx, graph_of):
     assert lines and "steps" in lines[0]
 
 
+def test_a_limit_of_scratch_memory(rtx, graph_of):
+    graph = graph_of("gaitbase")
+    least, target = (find_target("tensorrt-rtx", rtx, "fp32", (89,), workspace_mib=mib) for mib in (1, 64))
+    shapes = engine_shapes(graph.wrapper, Sizes(Range(1, 8, 64), (Range(15, 30, 120),)).profiles(graph.wrapper, 0))
+    with pytest.raises(ExportError, match=r"more scratch memory .*; expected at most \d+ MiB") as refused:
+        build_engine(target, graph.path.read_bytes(), shapes)
+    with pytest.raises(ExportError, match="workspace limit.* Fix: a larger --workspace than 1"):
+        build_engine(least, graph.path.read_bytes(), shapes)
+    wanted = int(refused.value.got.removesuffix(" MiB"))
+    assert 1 < wanted < 2**20 and f"--workspace {wanted}" in refused.value.fix
+    enough = find_target("tensorrt-rtx", rtx, "fp32", (89,), workspace_mib=wanted)
+    assert len(build_engine(enough, graph.path.read_bytes(), shapes)) > 10_000
+
+
 def test_what_tensorrt_for_rtx_builds_for(rtx):
     known = known_capabilities(rtx)
     assert {75, 80, 86, 89, 120} <= set(known)
