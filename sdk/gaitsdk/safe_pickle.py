@@ -97,7 +97,7 @@ def _too_large(where: str, size: int, max_bytes: int) -> DatasetError:
         where=where,
         got=f"{size} bytes",
         expected=f"at most {max_bytes}",
-        fix="pass a larger max_bytes if the file is what it should be",
+        fix="cut the sequence, or load_array(..., max_bytes=...) where the file is what it should be",
     )
 
 

@@ -66,7 +66,7 @@ def test_a_limit_of_scratch_memory(rtx, graph_of):
     shapes = engine_shapes(graph.wrapper, Sizes(Range(1, 8, 64), (Range(15, 30, 120),)).profiles(graph.wrapper, 0))
     with pytest.raises(ExportError, match=r"more scratch memory .*; expected at most \d+ MiB") as refused:
         build_engine(target, graph.path.read_bytes(), shapes)
-    with pytest.raises(ExportError, match="workspace limit.* Fix: a larger --workspace than 1"):
+    with pytest.raises(ExportError, match=r"workspace limit.* Fix: a larger --workspace than 1"):
         build_engine(least, graph.path.read_bytes(), shapes)
     wanted = int(refused.value.got.removesuffix(" MiB"))
     assert 1 < wanted < 2**20 and f"--workspace {wanted}" in refused.value.fix

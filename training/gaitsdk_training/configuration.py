@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from gaitsdk.errors import OptionError
+from gaitsdk.slips import suggest
 from gaitsdk_training.documents import parse_yaml, read_document
 from gaitsdk_training.recipes.catalogue import extended, merged, read_recipe
 
@@ -112,8 +113,6 @@ def _refusal(cls: Any, error: ValidationError, where: str) -> OptionError:
         cls, where = annotation, f"{where}: {part}"
     types = get_type_hints(cls)
     if found["type"] == "extra_forbidden":
-        from gaitsdk.models.options import suggest
-
         return OptionError(f"unknown field {name}", where=where, fix=suggest(name, types))
     value = found["input"]
     return OptionError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from gaitsdk.errors import OptionError
-from gaitsdk.models.options import suggest
+from gaitsdk.slips import suggest
 
 
 def rate_groups(model: nn.Module, rates: Mapping[str, float] | None) -> list[tuple[float, list[nn.Parameter]]]:

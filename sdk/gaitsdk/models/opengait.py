@@ -14,8 +14,8 @@ from torch import Tensor
 from gaitsdk.errors import CheckpointError, OptionError
 from gaitsdk.models.base import GaitModel
 from gaitsdk.models.checkpoint_reader import read_checkpoint, state_dict_of
-from gaitsdk.models.options import suggest
 from gaitsdk.models.registry import create, list_models, model_class
+from gaitsdk.slips import suggest
 
 logger = logging.getLogger(__name__)
 

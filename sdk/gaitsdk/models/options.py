@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gaitsdk.errors import OptionError
+from gaitsdk.slips import did_you_mean, suggest
 
 OptionsT = TypeVar("OptionsT", bound="ModelOptions")
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The one of `words` that `word` is most probably a slip of, or None."""
-    matches = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.4)
-    return matches[0] if matches else None
-
-
-def suggest(word: str, words: Iterable[str]) -> str:
-    """The fix for an unknown name: the nearest known one, and all of them."""
-    known = sorted(words)
-    near = nearest(word, known)
-    listed = f"known are {', '.join(known) or '(none)'}"
-    return f"did you mean '{near}'? {listed}" if near else listed
 
 
 def halving_pyramid(total: int) -> tuple[int, ...] | None:
@@ -110,8 +96,8 @@ class ModelOptions:
         """Field `name` is one of `choices`."""
         value = getattr(self, name)
         if value not in choices:
-            near = nearest(value, choices) if isinstance(value, str) else None
-            raise self._refusal(name, f"one of {', '.join(choices)}", f"did you mean '{near}'?" if near else None)
+            near = did_you_mean(value, choices) if isinstance(value, str) else None
+            raise self._refusal(name, f"one of {', '.join(choices)}", near)
 
     def check_bins(self, bins: tuple[int, ...], height: int, change: str) -> None:
         """Every bin count divides the height of the last feature map, so that strips are whole rows."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from gaitsdk.errors import OptionError, UnknownModelError
 from gaitsdk.models.base import GaitModel
-from gaitsdk.models.options import suggest
+from gaitsdk.slips import suggest
 
 ModelT = TypeVar("ModelT", bound=type[GaitModel])
 

@@ -13,8 +13,6 @@ docs/rerankers.md says which formulas they are and how they were carried over to
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -26,6 +24,7 @@ from gaitsdk.rerankers.lbr import LocalBlurringReranker
 from gaitsdk.rerankers.network import NetworkReranker
 from gaitsdk.rerankers.none import NoReranker
 from gaitsdk.rerankers.query_expansion import QueryExpansionReranker
+from gaitsdk.slips import did_you_mean
 
 if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
@@ -109,7 +108,7 @@ def create(name: str, scope: str = "list", **options: Any) -> ParameterFree:
                 where=f"re-ranker {name}",
                 got=repr(option),
                 expected=" or ".join(known) or "no option at all",
-                fix=_near(option, known),
+                fix=did_you_mean(option, known),
             )
     return found(scope=scope, **options)
 
@@ -192,10 +191,5 @@ def _check_name(name: str) -> None:
             where="reranker",
             got=repr(name),
             expected=", ".join(RERANKERS),
-            fix=_near(name, RERANKERS),
+            fix=did_you_mean(name, RERANKERS),
         )
-
-
-def _near(name: object, known: Iterable[str]) -> str | None:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else None

@@ -11,7 +11,6 @@ tensorrt     engines of TensorRT or TensorRT for RTX, on the GPU that they were 
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import logging
 import re
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gaitsdk.errors import OptionError, RuntimeUnavailableError, UnknownRuntimeError
 from gaitsdk.runtimes.protocol import NetworkRuntime, has_artefacts
+from gaitsdk.slips import did_you_mean
 
 if TYPE_CHECKING:
     from gaitsdk.bundle import Bundle
@@ -120,11 +120,10 @@ def _refusal(name: str) -> UnknownRuntimeError | RuntimeUnavailableError:
             fix="Recognizer.connect('grpc://HOST:8001')",
         )
     known = ["auto", *RUNTIMES, *BY_NAME]
-    near = difflib.get_close_matches(str(name), known, n=1)
     return UnknownRuntimeError(
         "no runtime has this name",
         where="runtime",
         got=repr(name),
         expected="one of " + ", ".join(known),
-        fix=f"did you mean {near[0]!r}?" if near else "runtime='auto'",
+        fix=did_you_mean(name, known) or "runtime='auto'",
     )

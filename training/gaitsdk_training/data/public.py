@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gaitsdk.datasets import Partition
 from gaitsdk.errors import DatasetError, OptionError
+from gaitsdk.slips import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +98,6 @@ def public_dataset(name: str) -> PublicDataset:
         OptionError: no such name.
     """
     if name not in PUBLIC_DATASETS:
-        from gaitsdk.models.options import suggest  # torch: not for a right name
-
         raise OptionError("no such data set", where="dataset", got=repr(name), fix=suggest(name, PUBLIC_DATASETS))
     return PUBLIC_DATASETS[name]
 

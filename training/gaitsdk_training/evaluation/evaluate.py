@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from numpy.typing import ArrayLike
 
 from gaitsdk.errors import OptionError
+from gaitsdk.slips import did_you_mean
 from gaitsdk_training.evaluation.casiab import CASIAB, CASIAB_CROSS_VIEW
 from gaitsdk_training.evaluation.cells import rank_cells
 from gaitsdk_training.evaluation.gait3d import GAIT3D
@@ -116,12 +116,11 @@ def choose(protocol: str) -> Protocol:
         OptionError: no such protocol.
     """
     if protocol not in _PROTOCOLS:
-        near = difflib.get_close_matches(str(protocol).lower().replace("_", "-"), PROTOCOLS, n=1)
         raise OptionError(
             "no such protocol",
             where="protocol",
             got=repr(protocol),
             expected=", ".join(PROTOCOLS),
-            fix=f"did you mean {near[0]!r}?" if near else None,
+            fix=did_you_mean(protocol, PROTOCOLS),
         )
     return _PROTOCOLS[protocol]

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from gaitsdk.errors import OptionError
+from gaitsdk.slips import suggest
 from gaitsdk_training.documents import mapping, parse_yaml
 
 _SUFFIX = ".yaml"
@@ -36,8 +37,6 @@ def recipe_text(name: str) -> str:
         OptionError: no such recipe; the nearest is named.
     """
     if name not in recipe_names():
-        from gaitsdk.models.options import suggest  # slow: it brings PyTorch
-
         raise OptionError(f"there is no recipe {name!r}", where="recipe", fix=suggest(name, recipe_names()))
     return files(__package__).joinpath(f"{name}{_SUFFIX}").read_text(encoding="utf-8")
 
