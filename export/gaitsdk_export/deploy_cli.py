@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,6 +67,7 @@ def deploy(
     without_weights: Annotated[
         bool, typer.Option("--without-weights", help="tensorrt: leave the engines out, for a repository in git.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Render the Triton model repository of a bundle."""
     from gaitsdk_export.triton.repository import Options, differences, render
@@ -81,15 +83,19 @@ def deploy(
         weights=not without_weights,
     )
     if not (check or lint):
-        say(f"rendered {render(bundle, out, options)}")
+        rendered = str(render(bundle, out, options))
+        print(json.dumps({"rendered": rendered})) if as_json else say(f"rendered {rendered}")
         return
     found = [] if lint else differences(bundle, out, options)
     found += _mistakes(out)
-    for line in found:
-        say(line)
+    if as_json:
+        print(json.dumps({"repository": str(out), "mistakes": found}))
+    else:
+        fine = f"{out}: no mistakes" if lint else f"{out} is what rendering gives"
+        for line in found or [fine]:
+            say(line)
     if found:
         raise typer.Exit(1)
-    say(f"{out}: no mistakes" if lint else f"{out} is what rendering gives")
 
 
 def _mistakes(repository: Path) -> list[str]:

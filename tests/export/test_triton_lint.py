@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,8 +149,11 @@ def test_the_command(ours: Path, bare_bundle: Path, capsys: pytest.CaptureFixtur
     def deploy(*arguments: str) -> tuple[int, list[str]]:
         with pytest.raises(SystemExit) as ended:
             main(["deploy", "--out", str(ours), *arguments])
-        return int(ended.value.code or 0), capsys.readouterr().err.splitlines()
+        said = capsys.readouterr()
+        told.append(said.out)
+        return int(ended.value.code or 0), said.err.splitlines()
 
+    told: list[str] = []
     bundle = ["--bundle", str(bare_bundle)]
     assert deploy("--lint") == (0, [f"{ours}: no mistakes"])
     assert deploy("--check", *bundle)[0] == 0
@@ -158,6 +162,9 @@ def test_the_command(ours: Path, bare_bundle: Path, capsys: pytest.CaptureFixtur
     assert code == 1 and len(lines) == 1 and lines[0].startswith("embed/1/__pycache__: ")
     code, lines = deploy("--check", *bundle)
     assert code == 1 and lines[0] == "embed/1/__pycache__/a.pyc: unexpected" and len(lines) == 2
+    assert deploy("--check", "--json", *bundle) == (1, [])
+    assert json.loads(told[-1]) == {"repository": str(ours), "mistakes": lines}
+    assert deploy("--json", *bundle) == (0, []) and json.loads(told[-1]) == {"rendered": str(ours)}
     code, lines = deploy("--lint", "--out", str(ours / "nothing"))
     assert code == 1 and "cannot be read" in " ".join(lines)
     with pytest.raises(ExportError, match="cannot be read"):
