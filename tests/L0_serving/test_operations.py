@@ -179,7 +179,8 @@ def test_refusals_are_counted_and_logged(watched: Watched, client: Recognizer) -
     assert grown[f"gaitsdk_refused_requests_total{{{labels}}}"] == 8
     assert grown['gaitsdk_refused_requests_total{error="OptionError",model="shortlist",reason="request"}'] == 1
     events = [each for each in watched.events()[logged:] if each["event"] == "refused"]
-    assert {each["request_id"] for each in events if "request_id" in each} == {f"standing-{i}" for i in range(8)}
+    named = {each["request_id"] for each in events if each["error"] == "StaticSequenceError"}
+    assert named == {f"standing-{i}" for i in range(8)}
     assert all(each["level"] == "warning" and each["ms"] >= 0 and each["what"] for each in events)
     lines = [each for each in watched.audited() if each.get("error") == "StaticSequenceError"]
     assert len(lines) == 8 and {(each["event"], each["outcome"]) for each in lines} == {("identify", "refused")}
@@ -294,8 +295,10 @@ def test_nothing_happens_that_cannot_be_audited(watched: Watched, client: Recogn
             lambda: client.delete(PEOPLE[0]),
             lambda: identify(client, 0, ALWAYS),
         ):
-            with pytest.raises(ServerError):
+            with pytest.raises(ServerError) as refused:
                 attempt()
+            named = re.fullmatch("request ([0-9a-f]{16})", str(refused.value.got))
+            assert named and named[1] in [each.get("request_id") for each in watched.events()], "the log has the reason"
         assert client.count == before and sorted(client.identities()) == sorted(PEOPLE)
     finally:
         watched.audit.unlink()

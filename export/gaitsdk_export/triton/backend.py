@@ -212,7 +212,7 @@ class Model(ABC):
         level = "error" if reason == "server" else "warning"
         self.events.write("refused", level, **asked_by(request), reason=reason, ms=self.elapsed_ms(), **told)
         self.metrics.add("gaitsdk_refused_requests_total", model=self.name, reason=reason, error=told["error"])
-        return self.pb.InferenceResponse(error=codes(encode_error(error), code))
+        return self.pb.InferenceResponse(error=codes(encode_error(error, request.request_id()), code))
 
     def answering(self) -> dict[str, str]:
         """What answers here, for the records."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ class Request:
         outputs: names of the tensors wanted.
         parameters: of the request.
         repeatable: whether carrying it out twice does no harm.
+        id: by which the server's log and audit name it, in every attempt.
     """
 
     model: str
@@ -35,6 +37,7 @@ class Request:
     outputs: Sequence[str]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     repeatable: bool = True
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +65,7 @@ def call_arguments(client: Any, request: Request, timeout: float) -> dict[str, A
     return {
         "inputs": inputs,
         "outputs": [client.InferRequestedOutput(name) for name in request.outputs],
+        "request_id": request.id,
         "timeout": max(1, int(timeout * 1e6)),
         "parameters": dict(request.parameters) or None,
     }

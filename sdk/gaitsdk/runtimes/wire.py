@@ -36,11 +36,12 @@ _LONGEST_TEXT = 500
 _PATH = re.compile(r"(?<![\w.])/(?:[^\s/'\",;:)]+/)+[^\s'\",;:)]*")
 
 
-def encode_error(error: Exception) -> str:
+def encode_error(error: Exception, request_id: str = "") -> str:
     """The JSON text of an error, for a server's answer. Paths of the server's machine are left out, and so is all
-    about errors that are not the caller's business."""
+    about errors that are not the caller's business, who is told the request's id instead."""
     if not isinstance(error, _FOR_CALLERS):
-        error = ServerError("the server failed at this request", fix="the reason stands in the server's log")
+        got = f"request {request_id}" if request_id else None
+        error = ServerError("the server failed at this request", got=got, fix="the reason stands in the server's log")
     fields: dict[str, str] = {"error": type(error).__name__, "message": _for_callers(error)}
     for name in _FIELDS:
         value = getattr(error, name)
