@@ -80,6 +80,7 @@ def measure(folder: Path) -> dict[str, float]:
     program.write_text(program.read_text() + TIMED.format(out=str(out)))
     bundle, numbers = Bundle.load(), np.random.default_rng(0)
     features = numbers.standard_normal((1, 1 + LISTED, bundle.strips, bundle.dims)).astype(np.float32)
+    features[:, -1] = features[:, 0]  # the last candidate becomes the first, as it would at the worst
     inputs = {
         "candidate_ids": np.arange(1, LISTED + 1)[None],
         "candidate_identity": np.array([[f"person-{i}".encode() for i in range(LISTED)]], object),
@@ -96,7 +97,7 @@ def measure(folder: Path) -> dict[str, float]:
             answer = transport.infer(request, 30)
         transport.close()
     if answer["shortlist_rank"][0, 0] == 1:
-        raise SystemExit("the first place does not change, as it would at the worst")
+        raise SystemExit("the first place does not change")
     times = [json.loads(line) for line in out.read_text().splitlines()][WARM_UP:]
     return {part: round(statistics.median(each[part] for each in times) * 1e6, 1) for part in times[0]}
 

@@ -22,6 +22,9 @@ from gaitsdk_export.to_onnx import onnx_network, to_onnx
 from gaitsdk_export.to_tensorrt import build_engine, engine_shapes, find_target
 from gaitsdk_export.to_torchscript import to_torchscript
 
+#: Of a sequence without foreground GaitGL's pooling leaves 1e-6, which fp16 holds to some per cent; a trained BN neck
+#: hides that, but features before it have nothing else. docs/export.md says so.
+NOT_IN_FP16 = {("gaitgl", "grew-bnneck")}
 EXPORTERS = {"onnx": to_onnx, "torchscript": to_torchscript}
 
 
@@ -68,6 +71,7 @@ def test_published_network_in_half_precision_and_as_an_engine(
             cases = embedder_cases(wrapper.size, wrapper.channels, batches=(1, 2), lengths=(5, 16))
             network = onnx_network(run.SerializeToString())
             report = check(eager_network(wrapper), network, cases, TOLERANCES[precision])
-            assert report.verdict is Verdict.OK, report.reasons
+            fails = precision == "fp16" and (name, tag) in NOT_IN_FP16
+            assert report.verdict is (Verdict.FAIL if fails else Verdict.OK), report.reasons
         target = find_target("tensorrt-rtx", rtx, precision, (80, 86, 89, 120))
         assert len(build_engine(target, graph.SerializeToString(), shapes)) > 10_000
