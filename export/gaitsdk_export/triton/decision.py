@@ -104,7 +104,7 @@ class Decision(Batched):
             ]
         )
         counts = {decision: decisions.count(decision) for decision in sorted(set(decisions))}
-        self.events.write("identified", **who, **counts, **state, canary=canary, ms=self.elapsed_ms())
+        self.events.write("identified", "info", **who, **counts, **state, canary=canary, ms=self.elapsed_ms())
         for decision, count in counts.items():
             self.metrics.add("gaitsdk_decisions_total", 0 if canary else count, decision=decision)
         if canary:
@@ -120,4 +120,6 @@ def margins(found: pipeline.Shortlist) -> NDArray[np.floating[Any]]:
     where all candidates are of one identity."""
     others = found.identities != found.identities[:, :1]
     second = np.where(others.any(1), found.distances[np.arange(len(others)), others.argmax(1)], np.nan)
-    return (second - found.distances[:, 0]) / np.maximum(second, np.finfo(np.float32).tiny)
+    least = np.finfo(np.float32).tiny
+    ratios: NDArray[np.floating[Any]] = (second - found.distances[:, 0]) / np.maximum(second, least)
+    return ratios
