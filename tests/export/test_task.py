@@ -104,3 +104,29 @@ def test_a_trial_of_other_networks_fails(trial):
 
     assert trial.judge("backbone", upside_down, "fp16").reasons
     assert trial.judge("reranker", backwards, "fp16").reasons
+
+
+def test_the_shipped_bundle_in_bf16_on_a_cpu_passes_both_verdicts():
+    """`runtime="torch-bf16"`, the fastest whose answers pass on a CPU with bf16 instructions (docs/export.md)."""
+    pytest.importorskip("torch")
+    from gaitsdk.bundle import Bundle
+    from gaitsdk.runtimes import open_runtime
+    from gaitsdk_export import parity
+    from gaitsdk_export.cases import embedder_cases
+    from gaitsdk_export.eager import eager_network
+    from gaitsdk_export.wrappers import EmbedderForExport
+
+    bundle = Bundle.load()
+    spec = bundle.manifest.input
+    eager = eager_network(EmbedderForExport(bundle.build_backbone(), spec.size, spec.channels))
+    runtime = open_runtime(bundle, runtime="torch-bf16", device="cpu", threads=1)
+
+    def rounded(walks):
+        return [runtime.embed(np.asarray(walks))]
+
+    cases = embedder_cases(spec.size, spec.channels)
+    report = parity.check(eager, rounded, cases, parity.TOLERANCES["bf16"])
+    assert report.verdict is parity.Verdict.OK, report.reasons
+    assert report.max_abs > 1e-4, "nothing was rounded"
+    figures = Trial(eager, None, spec.size, spec.channels, bundle.metric).judge("backbone", rounded, "bf16")
+    assert figures.reasons == () and figures.identities == 100
