@@ -49,6 +49,17 @@ def steps(figures: Figures) -> str:
     return markdown(("ms of a request", "queue", "input", "compute", "output", "together", "mean batch"), lines)
 
 
+def floor(figures: Figures) -> str:
+    """What the server costs over this process, and what servers cost whose models do nothing."""
+    lines = [("in process", "", "", f"{figures['in_process_ms']['processor']:.1f}", "")]
+    for row in figures["servers"]:
+        more = [f"+{row['more_ms'][way]:.1f}" for way in ("gRPC", "HTTP")]
+        spent = [f"{row['processor_ms'][way]:.1f}" if row["processor_ms"] else "" for way in ("gRPC", "HTTP")]
+        lines.append((row["server"], *more, *spent))
+    head = ("models of the chain", "gRPC, ms more", "HTTP, ms more", "gRPC, processor ms", "HTTP, processor ms")
+    return markdown(head, lines)
+
+
 def batching(figures: Figures) -> str:
     """What the choices of a rendering do for a crowd of clients."""
     lines = [
@@ -94,6 +105,7 @@ def soak(figures: Figures) -> str:
 TABLES: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     ("<!-- overhead: python benchmarks/serving_overhead.py -->", "serving_overhead", overhead),
     ("<!-- steps: python benchmarks/serving_overhead.py -->", "serving_overhead", steps),
+    ("<!-- floor: python benchmarks/serving_floor.py -->", "serving_floor", floor),
     ("<!-- batching: python benchmarks/serving_batching.py -->", "serving_batching", batching),
     ("<!-- load: python benchmarks/load.py -->", "load", load),
     ("<!-- soak: python benchmarks/load.py --soak -->", "load_soak", soak),

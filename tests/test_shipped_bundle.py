@@ -49,6 +49,7 @@ def test_the_recipe_is_the_one_that_was_run() -> None:
     notes = Bundle.load().manifest.training
     for recorded, current in (
         (notes["backbone"]["config"], default.BACKBONE_TRAINING),
+        (notes["backbone"]["tuning"]["config"], default.BACKBONE_TUNING),
         (notes["reranker"]["config"], default.RERANKER_TRAINING),
     ):
         assert plain(type(current)(**restored(recorded))) == plain(current)

@@ -4,5 +4,5 @@
 set -eu
 bundle=$(cd "$(dirname "$0")/.." && pwd)
 gaitsdk export "$bundle" --to onnx
-echo "was 03de474772ad83c5729acd66a5302d12994df326b784c8dc6a75a6e774fa53d9"
+echo "was 12e2008ad4a6c138d10076a797b33104845a557f81c9248a4080c7122cf31878"
 sha256sum "$bundle/artefacts/backbone.onnx"

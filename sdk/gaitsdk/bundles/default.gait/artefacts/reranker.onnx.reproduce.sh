@@ -4,5 +4,5 @@
 set -eu
 bundle=$(cd "$(dirname "$0")/.." && pwd)
 gaitsdk export "$bundle" --to onnx
-echo "was 165863fcb08c7832445e1b2369ed24579c2f1591a46b3794cdc4920489ca7441"
+echo "was 19b5dcc6771a31af013064a85c4e0fd381f1862f82095aa555d3c7365b0accd6"
 sha256sum "$bundle/artefacts/reranker.onnx"
