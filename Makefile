@@ -56,7 +56,7 @@ bundle: setup  ## train the shipped bundle again on synthetic walkers (about an 
 	$(BIN)/gaitsdk deploy --out triton_models
 
 # By hand: what wants data (shipped_bundle, real_walks, reproduce), many hours (proof_of_learning), the server and a quiet
-# machine (load, serving_overhead, serving_batching, enrol_while_serving, recording_cost), or a GPU (cuda_paths).
+# machine (load, serving_overhead, serving_floor, serving_batching, enrol_while_serving, recording_cost), or a GPU (cuda_paths).
 BENCHMARKS := import_time embed rerank export_matrix synthetic_walkers data_loading training_step rerankers evaluation open_set gaitmpl_readings backbones
 bench: setup  ## committed measurements that need nothing but this machine, again (hours)
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
