@@ -3,11 +3,11 @@
     python -m gaitsdk_training.recipes.default --out sdk/gaitsdk/bundles/default.gait
 
 Four sets of identities, none of whom is in another: for the backbone, for CarGait, for validation, for the test (which
-nothing here reads; benchmarks/shipped_bundle.py does). CarGait learns on identities that the backbone never saw,
-because their lists are as hard as those of strangers: on the backbone's own training identities hardly anything is
-left to re-rank. Its training sequences enter twice, as they are and augmented: trained on clean walkers alone, it
-learned what only clean walkers have, and made real walks worse (docs/design.md). Of what it learned, the share is used
-that orders the validation lists best, with four walks of everybody enrolled and with one.
+nothing here reads; benchmarks/shipped_bundle.py does). The backbone learns in two runs, CarGait on identities that the
+backbone never saw, because their lists are as hard as those of strangers: on the backbone's own training identities
+hardly anything is left to re-rank. Its training sequences enter twice, as they are and augmented: trained on clean
+walkers alone, it learned what only clean walkers have, and made real walks worse (docs/design.md). Of what it learned,
+the share is used that orders the validation lists best, with four walks of everybody enrolled and with one.
 """
 
 from __future__ import annotations
