@@ -1,4 +1,4 @@
-"""What a chain of Triton's Python models costs that does nothing: the least that `serving_overhead` can show here.
+"""What a chain of Triton's Python models costs that does nothing, asked by the SDK's clients.
 
     python benchmarks/serving_floor.py [--calls 150]
 
@@ -148,16 +148,21 @@ def main() -> None:
             stack.enter_context(server)
             for protocol, url in (("gRPC", server.grpc_url), ("HTTP", server.http_url)):
                 ways[name, protocol] = stack.enter_context(Recognizer.connect(url, timeout=60))
-        seconds: dict[Any, list[float]] = {way: [] for way in ("in process", *ways)}
+        seconds: dict[Any, list[float]] = {way: [] for way in ("in process", "beside", *ways)}
         for i in range(-10, asked.calls):
             walk = people.walks[i % len(people.walks)]
             for way, recognizer in ways.items():
                 # Before each: what a client does between two requests, and the caches as a working process leaves them.
                 for which, each in (("in process", people.local), (way, recognizer)):
                     started = time.perf_counter()
-                    each.identify(walk, TOP_K, threshold=THRESHOLD)
+                    result = each.identify(walk, TOP_K, threshold=THRESHOLD)
+                    taken = time.perf_counter() - started
                     if i >= 0:
-                        seconds[which].append(time.perf_counter() - started)
+                        seconds[which].append(taken)
+                    if (
+                        i >= 0 and which == "in process"
+                    ):  # what a call does before and after its stages, a client does, too
+                        seconds["beside"].append(taken - sum(result.timings_ms.values()) / 1e3)
         processor = {}
         for (name, protocol), each in ways.items():
             server, hold = servers[name]
@@ -165,17 +170,16 @@ def main() -> None:
                 processor[name, protocol] = processor_ms(people, each, server, asked.seconds)
         here = {**alone, "processor": processor_ms(people, people.local, None, asked.seconds)}
     p50 = {way: numbers.median(each) * 1e3 for way, each in seconds.items()}
-    stages = sum(value for name, value in alone.items() if name != "call")
-    beside = alone["call"] - stages  # what a call does here before and after its stages, a client does, too
     rows = []
     table = Table("server", "gRPC, ms more", "HTTP, ms more", "gRPC, processor ms", "HTTP, processor ms")
     for name, (_, hold) in servers.items():
-        less = p50["in process"] if name == "as it is" else hold * 1e3 + beside
+        less = p50["in process"] if name == "as it is" else hold * 1e3 + p50["beside"]
         more = {protocol: round(p50[name, protocol] - less, 2) for protocol in PROTOCOLS}
         spent = {each: round(processor[name, each], 2) for each in PROTOCOLS if (name, each) in processor}
         rows.append({"server": name, "more_ms": more, "processor_ms": spent})
         table.add_row(name, *(f"{each:.2f}" for each in (*more.values(), *spent.values())))
     console.print(table)
+    here |= {"call, in turns": p50["in process"], "beside its stages, in turns": p50["beside"]}
     here = {name: round(value, 2) for name, value in here.items()}
     console.print(f"in process, ms: {here}")
     console.print(save("serving_floor", {**machine(), **vars(asked), "in_process_ms": here, "servers": rows}))
