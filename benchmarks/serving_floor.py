@@ -5,7 +5,7 @@
 The server's own repository, with a stand-in for the models of the chain: it answers every request with the same
 tensors, of the shapes and types of real answers, and neither checks, computes nor records anything. Once it does so at
 once; once the first step holds its core for as long as the backbone takes, for that is what a request meets: what
-Triton needs has not been used for so long. A third has a single step instead of three. The clients are the SDK's.
+Triton needs has not been used for so long. A third has a single step instead of two. The clients are the SDK's.
 Calls in process, to the real server and to those take turns; then each is asked alone for a while, and the processor
 time of a request counted, in the client's process and the server's. Writes benchmarks/results/serving_floor.json.
 """
@@ -25,7 +25,7 @@ from serving_world import THRESHOLD, TOP_K, Crowd, closed_loop, crowd, machine, 
 
 from gaitsdk import Recognizer
 from gaitsdk.bundle import Bundle
-from gaitsdk.runtimes.wire import EMBED, IDENTIFY, RERANK, SHORTLIST
+from gaitsdk.runtimes.wire import EMBED, IDENTIFY, SHORTLIST
 from gaitsdk_export.triton.config import Batching, Instances, ModelConfig
 from gaitsdk_export.triton.configurations import Options, configurations
 from gaitsdk_export.triton.pbtxt import to_text
@@ -132,14 +132,14 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=4.0)
     asked = parser.parse_args()
-    bundle, chain = Bundle.load(), (EMBED, SHORTLIST, RERANK)
+    bundle, chain = Bundle.load(), (EMBED, SHORTLIST)
     with crowd(threads=1) as people, ExitStack() as stack:
         alone = in_process(people, asked.calls)
         held = alone["embed"] / 1e3
         servers = {
             "as it is": (people.server(), 0.0),
-            "three steps, the first as long as the backbone": (stand_in(people, bundle, chain, held), held),
-            "three steps that answer at once": (stand_in(people, bundle, chain, 0.0), 0.0),
+            "two steps, the first as long as the backbone": (stand_in(people, bundle, chain, held), held),
+            "two steps that answer at once": (stand_in(people, bundle, chain, 0.0), 0.0),
             "one step, as long as the backbone": (stand_in(people, bundle, (IDENTIFY,), held), held),
             "one step that answers at once": (stand_in(people, bundle, (IDENTIFY,), 0.0), 0.0),
         }
@@ -159,9 +159,8 @@ def main() -> None:
                     taken = time.perf_counter() - started
                     if i >= 0:
                         seconds[which].append(taken)
-                    if (
-                        i >= 0 and which == "in process"
-                    ):  # what a call does before and after its stages, a client does, too
+                    # What a call does before and after its stages, a client does, too.
+                    if i >= 0 and which == "in process":
                         seconds["beside"].append(taken - sum(result.timings_ms.values()) / 1e3)
         processor = {}
         for (name, protocol), each in ways.items():

@@ -91,14 +91,16 @@ def check_silhouettes(
     check_frames(array.shape, size, channels)
     check_count(len(array), max_frames, array)
     people = people_of(array)
-    if people.max() == 1:
+    peaks = brightest(people)
+    if peaks.max() == 1:
         raise SilhouetteValueError(
             "0/1 values", where="silhouettes", got="values 0 and 1", expected="0..255", fix="multiply by 255"
         )
-    filled = people.any(axis=(1, 2))
-    if filled.any():
-        refuse_inverted(bright_border(people)[filled])
-    refuse_unusable(people[filled], None, min_frames, True)
+    filled = peaks > 0
+    kept = people if filled.all() else people[filled]
+    if len(kept):
+        refuse_inverted(bright_border(kept))
+    refuse_unusable(kept, None, min_frames, True)
     return np.ascontiguousarray(array)
 
 
@@ -135,11 +137,17 @@ def fill_their_rows(stack: Silhouettes) -> bool:
     return bool(full.sum() * 2 > filled.sum())
 
 
+def brightest(stack: Silhouettes) -> Silhouettes:
+    """The largest value of each frame."""
+    peaks: Silhouettes = stack.reshape(len(stack), stack.shape[1] * stack.shape[2]).max(axis=1)
+    return peaks
+
+
 def bright_border(stack: Silhouettes) -> NDArray[np.float64]:
     """Share of the border's pixels that are foreground (brighter than half of the brightest), per frame."""
-    cut = stack.max(axis=(1, 2), keepdims=True)[:, :, 0] // 2
-    lines = [stack[:, 0], stack[:, -1], stack[:, 1:-1, 0], stack[:, 1:-1, -1]]
-    share: NDArray[np.float64] = np.concatenate([line > cut for line in lines], axis=1).mean(axis=1)
+    cut = brightest(stack)[:, None] // 2
+    border = np.concatenate([stack[:, 0], stack[:, -1], stack[:, 1:-1, 0], stack[:, 1:-1, -1]], axis=1)
+    share: NDArray[np.float64] = (border > cut).sum(axis=1) / border.shape[1]
     return share
 
 
@@ -182,7 +190,7 @@ def refuse_unusable(kept: Silhouettes, report: QualityReport | None, min_frames:
             expected=f"{min_frames} or more",
             fix="pass more of the walk: about 30 frames, one gait cycle, are good",
         )
-    if check_static and len(kept) > 1 and bool((kept[1:] == kept[:1]).all()):
+    if check_static and len(kept) > 1 and all(np.array_equal(kept[0], other) for other in kept[1:]):
         raise StaticSequenceError(
             "all frames are the same: a picture, not a walk",
             where="silhouettes",

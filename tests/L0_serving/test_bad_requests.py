@@ -172,20 +172,12 @@ def test_unknown_models(raw: Any, model: str) -> None:
     assert ask(raw, model, silhouettes=GOOD[None])
 
 
-def test_lists_of_any_length_are_refused_at_each_model(raw: Any, remote: Recognizer) -> None:
+def test_lists_of_any_length_are_refused(raw: Any, remote: Recognizer) -> None:
     """Also where nobody asks the ensemble."""
     about = remote.description
     features = np.zeros((1, about.strips, about.dims), np.float32)
-    candidates = {
-        "candidate_ids": np.zeros((1, 1), np.int64),
-        "candidate_identity": np.array([[b"a"]], object),
-        "shortlist_distance": np.zeros((1, 1), np.float32),
-        "features": features,
-        "candidate_features": features[:, None],
-        "gallery_state": np.ones((1, 2), np.int64),
-    }
     for name in ("top_k", "k"):
-        for model, arrays in (("shortlist", {"features": features}), ("rerank", candidates)):
+        for model, arrays in (("shortlist", {"features": features}), ("identify", {"silhouettes": GOOD[None]})):
             error = ask(raw, model, {name: 10**9}, **arrays)
             assert isinstance(error, OptionError) and name in str(error)
 

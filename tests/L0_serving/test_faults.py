@@ -108,14 +108,20 @@ def test_a_dead_model_is_named_and_the_others_go_on(serve: Serve) -> None:
         assert ranking(recognizer) == right, "identifying needs no model that enrols"
         first, second = stubs(server, "rerank")
         os.kill(first, signal.SIGKILL)
+        lists, distances = np.stack([features] * 2)[None], np.zeros((1, 2))
         for _ in range(4):  # the other copy answers, or the dead one is named
             with contextlib.suppress(ServerUnavailableError):
-                assert ranking(recognizer) == right
+                np.testing.assert_allclose(recognizer.rerank(features[None], lists), distances, atol=1e-4)
         os.kill(second, signal.SIGKILL)
+        with pytest.raises(ServerUnavailableError, match="a model of the server died"):
+            recognizer.rerank(features[None], lists)
+        assert ranking(recognizer) == right, "identifying does not pass through it"
+        assert recognizer.search(features, 3)[0].shape == (1, min(3, entries))
+        (searcher,) = stubs(server, "shortlist")
+        os.kill(searcher, signal.SIGKILL)
         with pytest.raises(ServerUnavailableError, match="a model of the server died"):
             recognizer.identify(WALK, threshold=1)
         np.testing.assert_array_equal(recognizer.embed(WALK), features)
-        assert recognizer.search(features, 3)[0].shape == (1, min(3, entries)), "no stage is skipped silently"
     with pytest.raises(ServerError, match="process of a model died"):
         server.wait()
     os.kill(server.pid, signal.SIGKILL)  # it takes long to stop by itself with a dead model

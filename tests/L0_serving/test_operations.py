@@ -31,6 +31,7 @@ from gaitsdk_export.serving_cli import prepare_gallery
 from gaitsdk_export.triton import canary
 from gaitsdk_export.triton.audit import ACTOR, hashed
 from gaitsdk_export.triton.backend import Settings
+from gaitsdk_export.triton.decision import STAGES
 from gaitsdk_export.triton.hardening import DRAIN_TIMEOUT
 from gaitsdk_export.triton.installation import Installation
 from gaitsdk_export.triton.metrics import DELAY_S
@@ -113,7 +114,7 @@ def growth(before: dict[str, float], after: dict[str, float]) -> dict[str, float
     return {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
 
 
-def test_counters_of_two_processes_add_up(watched: Watched, client: Recognizer) -> None:
+def test_what_was_answered_is_counted(watched: Watched, client: Recognizer) -> None:
     asked = [(i % len(PEOPLE), ALWAYS if i % 4 else NEVER) for i in range(40)]
     before = watched.metrics()
     with ThreadPoolExecutor(8) as pool:
@@ -131,6 +132,8 @@ def test_counters_of_two_processes_add_up(watched: Watched, client: Recognizer) 
     for limit in (0.05, 0.2):
         below = grown.get(f'gaitsdk_shortlist_margin_ratio_bucket{{le="{limit}"}}', 0)
         assert below == sum(each <= limit for each in expected)
+    taken = [grown[f'gaitsdk_stage_seconds_total{{stage="{stage}"}}'] for stage in STAGES]
+    assert min(taken) > 0 and sum(taken) < sum(result.timings_ms["round_trip"] for result in results) / 1e3
     instances = {event["model"]: 0 for event in watched.events()}
     for event in watched.events():
         instances[event["model"]] += event["event"] == "opened"
@@ -305,7 +308,7 @@ def test_nothing_happens_that_cannot_be_audited(watched: Watched, client: Recogn
         aside.rename(watched.audit)
     assert identify(client, 0, ALWAYS).known
     reasons = [each for each in watched.events() if each["level"] == "error" and each["event"] == "refused"]
-    assert {each["model"] for each in reasons} == {"gallery", "rerank"}
+    assert {each["model"] for each in reasons} == {"gallery", "shortlist"}
     assert all("audit" in each["what"] and "No space" in each["got"] for each in reasons)
 
 

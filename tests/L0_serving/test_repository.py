@@ -64,8 +64,10 @@ def test_networks_are_warm_when_the_server_is_ready(
         for found in before.values():
             assert set(found) == {1, Options.max_batch} and found[Options.max_batch] == Options.instances
         with Recognizer.connect(server.grpc_url, timeout=60) as remote:
-            remote.enroll("ann", synthetic.sequence(1, frames=30))
-            assert remote.identify(synthetic.sequence(1, frames=30), threshold=1.0).identity == "ann"
+            walk = synthetic.sequence(1, frames=30)
+            remote.enroll("ann", walk)
+            assert remote.identify(walk, threshold=1.0).identity == "ann"
+            assert np.isfinite(remote.rerank(remote.embed(walk), np.stack([remote.embed(walk)] * 2))).all()
         for name, found in before.items():
             assert batches(server, name)[1] > found[1], "the first real request met a size that had run before"
 

@@ -1,4 +1,4 @@
-"""A server whose step `rerank` is another re-ranker than CarGait gives the answers of this process."""
+"""A server with another re-ranker than CarGait gives the answers of this process."""
 
 from __future__ import annotations
 

@@ -171,9 +171,16 @@ def test_without_reranker_there_is_no_rerank(bundle: Bundle, plain: Bundle) -> N
     for each in (bundle, plain):
         models = {model.name: model for model in configurations(each, WITHOUT)}
         assert "rerank" not in models
-        assert [step.model for step in models["identify"].steps] == ["embed", "shortlist", "decide"]
-        assert "rerank_distance" not in [tensor.name for tensor in models["decide"].inputs]
-        assert {models[name].parameters["reranker"] for name in ("shortlist", "decide", "gallery")} == {"none"}
+        assert [step.model for step in models["identify"].steps] == ["embed", "shortlist"]
+        assert {models[name].parameters["reranker"] for name in ("shortlist", "gallery")} == {"none"}
+
+
+def test_identify_walks_through_no_process_that_only_hands_on(bundle: Bundle) -> None:
+    models = {model.name: model for model in configurations(bundle)}
+    assert [step.model for step in models["identify"].steps] == ["embed", "shortlist"]
+    handed = {tensor for step in models["identify"].steps for tensor in step.outputs.values()}
+    assert not any("candidate" in tensor for tensor in handed), "feature maps of candidates stay in their process"
+    assert models["rerank"].backend == "python", "still there for those who ask it"
 
 
 def test_a_reranker_that_the_bundle_lacks_is_refused_as_in_process(plain: Bundle, tmp_path: Path) -> None:

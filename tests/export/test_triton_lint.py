@@ -84,10 +84,10 @@ def step_of(model: ModelConfig, name: str, edit: Callable[[Step], Step]) -> Mode
 @pytest.mark.parametrize(
     ("name", "edit", "words"),
     [
-        ("identify", lambda m: step_of(m, "rerank", lambda s: replace(s, model="reranker")), ["'reranker'", "no step"]),
+        ("identify", lambda m: step_of(m, "shortlist", lambda s: replace(s, model="search")), ["'search'", "no step"]),
         (
             "identify",
-            lambda m: step_of(m, "rerank", lambda s: replace(s, inputs={"probe": "embed_features"})),
+            lambda m: step_of(m, "shortlist", lambda s: replace(s, inputs={"probe": "embed_features"})),
             ["probe"],
         ),
         ("identify", lambda m: step_of(m, "embed", lambda s: replace(s, outputs={})), ["nobody gives"]),
@@ -96,7 +96,7 @@ def step_of(model: ModelConfig, name: str, edit: Callable[[Step], Step]) -> Mode
         ("identify", lambda m: replace(m, outputs=(Tensor("distance", "float64", (-1,)),)), ["comes as float32"]),
         ("embed", lambda m: replace(m, outputs=(Tensor("features", "float32", (31, 32)),)), ["[-1, 31, 32]"]),
         ("shortlist", lambda m: replace(m, inputs=(Tensor("features", "float16", (16, 32)),)), ["takes float16"]),
-        ("rerank", lambda m: replace(m, max_batch_size=0), ["batches of", "takes"]),
+        ("shortlist", lambda m: replace(m, max_batch_size=0), ["batches of", "takes"]),
     ],
 )
 def test_ensembles_that_do_not_fit(

@@ -138,7 +138,6 @@ def test_rendering_over_another_bundle_s_repository(bare_bundle: Path, tmp_path:
     out = render(bare_bundle, tmp_path / "models")
     render(bare_bundle, out, replace(Options(), reranker="none"))
     assert not (out / "rerank").exists(), "a model that is not rendered any more would be served still"
-    assert (out / "decide").exists()
     shutil.rmtree(out / "shortlist")
     render(bare_bundle, out)
     assert differences(bare_bundle, out) == []

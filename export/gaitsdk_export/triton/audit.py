@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Audit:
         self._hash = identities == "hash"
         self._handle = -1
 
-    def write(self, lines: Sequence[Mapping[str, Any]], *, durable: bool = False) -> None:
+    def write(self, lines: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
         """Appends lines with the time; fields that are None are left out.
 
         Args:

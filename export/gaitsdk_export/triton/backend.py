@@ -323,9 +323,14 @@ def outcome_of(error: Exception) -> str:
     return "failed" if reason_of(error) == "server" else "refused"
 
 
-def asked_by(request: Any) -> dict[str, str | None]:
-    """The id that the client gave the request, and who asks, where a proxy tells (`audit.ACTOR`)."""
-    found = {name.lower(): value for name, value in request_parameters(request).items()}
+def asked_by(request: Any, parameters: Mapping[str, Any] | None = None) -> dict[str, str | None]:
+    """The id that the client gave the request, and who asks, where a proxy tells (`audit.ACTOR`).
+
+    Args:
+        parameters: of the request, where they have been read already.
+    """
+    given = request_parameters(request) if parameters is None else parameters
+    found = {name.lower(): value for name, value in given.items()}
     return {"request_id": request.request_id() or None, "actor": str(found[ACTOR]) if ACTOR in found else None}
 
 

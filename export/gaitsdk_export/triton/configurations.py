@@ -1,16 +1,18 @@
 """The models of a repository: what each takes and gives, and how Triton runs it.
 
-    embed -> shortlist -> rerank        chained by the ensemble `identify`
-    gallery                             enroll, delete, list
+    embed -> shortlist                          chained by the ensemble `identify`
+    embed -> shortlist -> rerank -> decide      where Triton itself runs the re-ranker
+    gallery                                     enroll, delete, list
 
-In `portable` all are Python models, and the SDK's own runtimes execute the networks. In `tensorrt` the networks are
-engines that Triton runs itself, and two become ensembles:
+In `portable` all are Python models, and the SDK's own runtimes execute the networks. A process on the way costs a
+request about as much as CarGait does (docs/serving_load.md), so `shortlist` re-ranks and decides with what it has at
+hand; `rerank` is there for those who ask it by itself. In `tensorrt` the networks are engines that Triton runs itself,
+and two become ensembles:
 
     embed     check (Python: what no engine can refuse) -> backbone (engine)
     rerank    reranker (engine), under its names of the tensors
 
-An engine cannot end an identification, which needs names: behind one, and where nothing is re-ranked, a small Python
-model does, `decide`.
+An engine cannot end an identification, which needs names: behind one a small Python model does, `decide`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ NETWORK = Resource("network", every_device=True)
 LISTED = (
     Tensor("candidate_ids", "int64", (-1,)),
     Tensor("candidate_identity", "bytes", (-1,)),
-    Tensor("shortlist_distance", "float32", (-1,)),
+    Tensor("candidate_distance", "float32", (-1,)),
     Tensor("gallery_state", "int64", (2,)),  # entries and commit, as the last two of `numbers`
 )
 RESCORED = Tensor("rerank_distance", "float32", (-1,))
@@ -115,7 +117,7 @@ def networks_of(bundle: Bundle, options: Options) -> tuple[Network, ...]:
 def configurations(
     bundle: Bundle, options: Options | None = None, engines: Mapping[str, Engine] | None = None
 ) -> list[ModelConfig]:
-    """The repository's models. Without re-ranker there is no `rerank`, and `decide` takes no distances.
+    """The repository's models. Without re-ranker there is no `rerank`.
 
     Args:
         engines: those of `networks_of`, where they have been read already.
@@ -130,9 +132,9 @@ def configurations(
     if engines:
         options = replace(options, max_batch=engines["backbone"].batch.most)
     embed, rerank = _embedders(bundle, options, engines), _rerankers(bundle, options, engines)
-    search = _shortlist(bundle)
-    decide = [] if rerank and rerank[-1].backend == "python" else [_decide(bool(rerank))]
-    chain = [embed[-1], search, *rerank[-1:], *decide]
+    apart = "reranker" in engines
+    search, decide = _shortlist(bundle, decides=not apart), [_decide()] if apart else []
+    chain = [embed[-1], search, *(rerank[-1:] if apart else ()), *decide]
     models = [*embed, search, *rerank, *decide, _identify(chain), _gallery(bundle)]
     parameters = {
         "fingerprint": bundle.fingerprint,
@@ -215,12 +217,13 @@ def _embed(bundle: Bundle) -> ModelConfig:
     )
 
 
-def _shortlist(bundle: Bundle) -> ModelConfig:
+def _shortlist(bundle: Bundle, *, decides: bool) -> ModelConfig:
+    maps = Tensor("candidate_features", "float32", (-1, bundle.strips, bundle.dims))
     return ModelConfig(
         name=SHORTLIST,
         backend="python",
         inputs=(Tensor("features", "float32", (bundle.strips, bundle.dims)),),
-        outputs=(Tensor("candidate_features", "float32", (-1, bundle.strips, bundle.dims)), *LISTED),
+        outputs=(maps, *LISTED, *(DECIDED if decides else ())),
     )
 
 
@@ -231,19 +234,13 @@ def _rerank(bundle: Bundle) -> ModelConfig:
         inputs=(
             Tensor("features", "float32", (bundle.strips, bundle.dims)),
             Tensor("candidate_features", "float32", (-1, bundle.strips, bundle.dims)),
-            *(replace(each, optional=True) for each in LISTED),
         ),
-        outputs=(RESCORED, *DECIDED),
+        outputs=(RESCORED,),
     )
 
 
-def _decide(reranked: bool) -> ModelConfig:
-    return ModelConfig(
-        name=DECIDE,
-        backend="python",
-        inputs=(*LISTED, *((RESCORED,) if reranked else ())),
-        outputs=DECIDED,
-    )
+def _decide() -> ModelConfig:
+    return ModelConfig(name=DECIDE, backend="python", inputs=(*LISTED, RESCORED), outputs=DECIDED)
 
 
 def _identify(models: list[ModelConfig]) -> ModelConfig:

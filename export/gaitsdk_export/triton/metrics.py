@@ -33,6 +33,9 @@ FAMILIES = {
         "How much nearer the shortlist's first identity is than its second: 1 - first / second distance.",
         (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7),
     ),
+    "gaitsdk_stage_seconds_total": Family(
+        "counter", "Seconds that `shortlist` spent for identifications, by stage: search or rerank."
+    ),
     "gaitsdk_refused_requests_total": Family(
         "counter", "Requests that a model refused, by model, error and reason: quality, request, busy or server."
     ),
@@ -88,13 +91,14 @@ class Metrics:
         self._series.clear()
         self._families.clear()
 
-    def send(self) -> None:
-        """Sends what waits."""
+    def send(self) -> bool:
+        """Sends what waits; whether anything did."""
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         for (method, series), values in waiting.items():
             for value in _together(method, values):
                 self._send(method, series, value)
+        return bool(waiting)
 
     def _put(self, method: str, name: str, value: float, labels: dict[str, str]) -> None:
         with self._lock:
@@ -102,14 +106,17 @@ class Metrics:
             if self._sender is None:
                 self._sender = threading.Thread(target=self._work, name="metrics", daemon=True)
                 self._sender.start()
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _work(self) -> None:
         while not self._closed.is_set():
             self._wake.wait()
             self._closed.wait(DELAY_S)
-            self._wake.clear()
-            self.send()
+            if not self.send():  # else it goes on by the clock: a request that had to wake it would wait for that
+                self._wake.clear()
+                if self._waiting or self._closed.is_set():  # since then
+                    self._wake.set()
 
     def _send(self, method: str, series: _Series, value: float) -> None:
         try:

@@ -8,6 +8,7 @@ Shapes: n probes, T frames, S pixels, s strips, d dimensions, K candidates re-ra
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -133,7 +134,7 @@ class Conversations:
         return answers
 
     def search(self, features: Features, k: int, min_sequence: int = 0) -> Talk[tuple[NDArray[np.int64], Features]]:
-        outputs = ("candidate_ids", "shortlist_distance")
+        outputs = ("candidate_ids", "candidate_distance")
         parameters = self._parameters(k, min_sequence)
         parts = []
         for part in _parts(len(features), self.max_batch):
@@ -201,6 +202,9 @@ class Conversations:
 
     def _batches(self, sequences: Sequence[Silhouettes]) -> Iterator[tuple[list[int], Silhouettes]]:
         """Positions and their sequences stacked: similar lengths together, no request above the message limit."""
+        if len(sequences) == 1:  # most calls: nothing to sort, nothing to copy
+            yield [0], sequences[0][None]
+            return
         padding = pipeline.padding_limit(self.length_handling)
         for group in pipeline.batches([len(each) for each in sequences], self.max_batch, padding):
             longest = max(len(sequences[i]) for i in group)
@@ -217,25 +221,29 @@ def _gallery(action: str, outputs: tuple[str, ...], *, repeatable: bool = True, 
 def _answers(parts: list[Reply], order: list[int], elapsed_ms: float) -> Answers:
     """The answers of several requests as one, rows in the order of the sequences. Where somebody enrolled or deleted
     between two requests, lists have the length of the shortest."""
-    listed = min(part["entry_id"].shape[1] for part in parts)
-    back = np.argsort(order)
-    rows = {name: np.concatenate([part[name][:, :listed] for part in parts])[back] for name in _LISTS}
-    rows |= {name: np.concatenate([part[name] for part in parts])[back] for name in _SINGLE}
-    numbers = dict(zip(NUMBERS, rows["numbers"].T, strict=True))
-    cut = float(numbers["threshold"][0])
-    identities = np.array([each.decode() for each in rows["identity"].ravel()], object)
+    if len(order) == 1:
+        (rows,) = parts
+    else:
+        listed = min(part["entry_id"].shape[1] for part in parts)
+        back = np.argsort(order)
+        rows = {name: np.concatenate([part[name][:, :listed] for part in parts])[back] for name in _LISTS}
+        rows |= {name: np.concatenate([part[name] for part in parts])[back] for name in _SINGLE}
+    numbers = dict(zip(NUMBERS, rows["numbers"].T.tolist(), strict=True))
+    cut = numbers["threshold"][0]
+    identities = np.empty(rows["identity"].shape, object)
+    identities.ravel()[:] = [each.decode() for each in rows["identity"].ravel().tolist()]
     return Answers(
         entry_ids=rows["entry_id"],
-        identities=identities.reshape(rows["identity"].shape),
+        identities=identities,
         distances=rows["distance"],
         shortlist_distances=rows["shortlist_distance"],
         shortlist_ranks=rows["shortlist_rank"],
-        reranked=min(int(numbers["reranked"].min()), listed),
-        decisions=[each.decode() for each in rows["decision"].ravel()],
-        threshold=None if np.isnan(cut) else cut,
+        reranked=min(int(min(numbers["reranked"])), identities.shape[1]),
+        decisions=[each.decode() for each in rows["decision"].ravel().tolist()],
+        threshold=None if math.isnan(cut) else cut,
         fingerprint=rows["fingerprint"].ravel()[0].decode(),
         gallery_size=int(numbers["gallery_size"][0]),
-        gallery_sequence=int(numbers["gallery_sequence"].min()),
+        gallery_sequence=int(min(numbers["gallery_sequence"])),
         timings_ms={"round_trip": elapsed_ms},
     )
 

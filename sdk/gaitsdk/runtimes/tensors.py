@@ -6,6 +6,7 @@ import importlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,11 +65,16 @@ def call_arguments(client: Any, request: Request, timeout: float) -> dict[str, A
         inputs.append(tensor)
     return {
         "inputs": inputs,
-        "outputs": [client.InferRequestedOutput(name) for name in request.outputs],
+        "outputs": _wanted(client, tuple(request.outputs)),
         "request_id": request.id,
         "timeout": max(1, int(timeout * 1e6)),
         "parameters": dict(request.parameters) or None,
     }
+
+
+@lru_cache(maxsize=64)
+def _wanted(client: Any, names: tuple[str, ...]) -> list[Any]:
+    return [client.InferRequestedOutput(name) for name in names]
 
 
 def reply(answer: Any, names: Sequence[str], url: str) -> Reply:

@@ -16,14 +16,14 @@ import numpy as np
 from gaitsdk import pipeline
 from gaitsdk.runtimes.onnx_runtime import cores
 from gaitsdk.silhouettes import check_silhouettes
-from gaitsdk_export.triton.backend import Batched, to_bytes
+from gaitsdk_export.triton.backend import Batched
 
 
 class TritonPythonModel(Batched):
     def open(self):
         self.networks = self.settings.open_networks(self.bundle)
         self.workers = ThreadPoolExecutor(self.settings.threads or cores())
-        self.runtime = json.dumps({"runtime": self.networks.name, "device": self.networks.device})
+        self.runtime = json.dumps({"runtime": self.networks.name, "device": self.networks.device}).encode()
 
     def read(self, request):
         spec, silhouettes = self.bundle.manifest.input, self.require(request, "silhouettes")
@@ -40,7 +40,7 @@ class TritonPythonModel(Batched):
         else:
             most, handling = int(self.parameter("max_batch")), self.bundle.manifest.length_handling
             features = pipeline.embed_many(self.networks.embed, sequences, most, handling)
-        return {"features": features, "runtime": to_bytes([[self.runtime]] * len(features))}
+        return {"features": features, "runtime": np.full((len(features), 1), self.runtime, object)}
 
     def alone(self, sequence):
         return np.asarray(self.networks.embed(sequence[None]), np.float32)

@@ -48,7 +48,7 @@ class TritonPythonModel(Model):
         self.measured, self.measure_again = None, 0.0
         self.metrics.declare("gaitsdk_enrolled_entries_total")
         self.metrics.declare("gaitsdk_deleted_entries_total")
-        self.description = None
+        self.description = self.example = None
 
     def execute(self, requests):
         return [self.respond(request) for request in requests]
@@ -154,12 +154,13 @@ class TritonPythonModel(Model):
                 IDENTIFY, {"silhouettes": example}, ["fingerprint", "distance"], top_k=1, threshold="0", canary=True
             )
             usable = np.isfinite(found["distance"]).all() and self.bundle.fingerprint.encode() in found["fingerprint"]
-        except EmptyGalleryError:  # nothing to search, and whoever re-ranks gets the walk itself
-            features = self.embed(example)[0]
-            ranked = {"features": features, "candidate_features": features[:, None]}
-            if self.reranker != "none":
-                ranked = self.ask(RERANK, ranked, ["rerank_distance"])
-            usable = all(np.isfinite(each).all() for each in ranked.values())
+        except EmptyGalleryError:  # nothing to search
+            self.example, usable = self.embed(example)[0], True
+        if self.reranker != "none":  # which `identify` may pass by: the walk itself is its candidate
+            if self.example is None:
+                self.example = self.embed(example)[0]
+            pair = {"features": self.example, "candidate_features": self.example[:, None]}
+            usable = usable and np.isfinite(self.ask(RERANK, pair, ["rerank_distance"])["rerank_distance"]).all()
         if not usable:
             raise ServerError("the models give no usable answer", where="health", fix="see the server's log")
         state = {"entries": self.gallery.count, "sequence": self.gallery.sequence, "ms": self.elapsed_ms()}

@@ -1,6 +1,5 @@
-"""rerank: features [B, s, d] and candidate_features [B, K, s, d] -> the re-ranker's distances [B, K] float32. With what
-else `shortlist` gives it ends the identification, too (`gaitsdk_export.triton.decision`): a step of its own would cost
-a walk through one more process.
+"""rerank: features [B, s, d] and candidate_features [B, K, s, d] -> the re-ranker's distances [B, K] float32. For those
+who ask it by itself: `identify` re-ranks in `shortlist`, which has the candidates' maps.
 """
 
 from __future__ import annotations
@@ -8,28 +7,16 @@ from __future__ import annotations
 import numpy as np
 
 from gaitsdk.rerankers import create_reranker
-from gaitsdk_export.triton.decision import Decision
+from gaitsdk_export.triton.backend import Batched
 
 
-class TritonPythonModel(Decision):
+class TritonPythonModel(Batched):
     def open(self):
-        super().open()
         self.rescorer = create_reranker(self.reranker, self.bundle, self.settings.open_networks(self.bundle))
 
     def read(self, request):
-        if self.array(request, "candidate_ids") is not None:
-            return super().read(request)
         probe, candidates = self.require(request, "features"), self.require(request, "candidate_features")
         return candidates.shape[1], (probe, candidates)
 
-    def run(self, key, *arrays):
-        if isinstance(key, tuple):
-            return super().run(key, *arrays)
-        return {"rerank_distance": self.rescored(dict(zip(("features", "candidate_features"), arrays, strict=True)))}
-
-    def record(self, request, outputs):
-        if "decision" in outputs:
-            super().record(request, outputs)
-
-    def rescored(self, given):
-        return np.ascontiguousarray(self.rescorer.rescore(given["features"], given["candidate_features"]), np.float32)
+    def run(self, _, probe, candidates):
+        return {"rerank_distance": np.ascontiguousarray(self.rescorer.rescore(probe, candidates), np.float32)}

@@ -12,14 +12,14 @@ from gaitsdk import pipeline
 from gaitsdk.errors import InputError
 from gaitsdk.silhouettes import check_silhouettes
 from gaitsdk_export.formats import Range
-from gaitsdk_export.triton.backend import Batched, to_bytes
+from gaitsdk_export.triton.backend import Batched
 from gaitsdk_export.triton.engines import lengthened
 
 
 class TritonPythonModel(Batched):
     def open(self):
         self.frames = Range.parse_all(self.parameter("frames"))
-        self.runtime = json.dumps({"runtime": "tensorrt", "device": "cuda"})
+        self.runtime = json.dumps({"runtime": "tensorrt", "device": "cuda"}).encode()
 
     def read(self, request):
         spec, silhouettes = self.bundle.manifest.input, self.require(request, "silhouettes")
@@ -37,4 +37,4 @@ class TritonPythonModel(Batched):
         return length, (np.stack([pipeline.pad_cyclic(sequence, length) for sequence in silhouettes]),)
 
     def run(self, length, frames):
-        return {"frames": frames, "runtime": to_bytes([[self.runtime]] * len(frames))}
+        return {"frames": frames, "runtime": np.full((len(frames), 1), self.runtime, object)}
