@@ -221,8 +221,8 @@ def _gallery(action: str, outputs: tuple[str, ...], *, repeatable: bool = True, 
 def _answers(parts: list[Reply], order: list[int], elapsed_ms: float) -> Answers:
     """The answers of several requests as one, rows in the order of the sequences. Where somebody enrolled or deleted
     between two requests, lists have the length of the shortest."""
-    if len(order) == 1:
-        (rows,) = parts
+    if len(parts) == len(order) == len(parts[0]["entry_id"]) == 1:
+        rows = parts[0]
     else:
         listed = min(part["entry_id"].shape[1] for part in parts)
         back = np.argsort(order)

@@ -70,7 +70,6 @@ BACKBONE_TRAINING = BackboneTraining(
 )
 #: Then once more, from those weights with a new classifier and new centroids, at a third of the rate: better on
 #: strangers and on real walks, where a longer first run was worse on the latter (docs/design.md).
-#: The shipped weights are of these settings, but of other random numbers than this recipe draws (there, too).
 BACKBONE_TUNING = replace(BACKBONE_TRAINING, steps=400, lr=3e-4, schedule="cosine", validate_every=200)
 #: Walks enrolled where CarGait learns. The share of its attention is chosen with all of them enrolled and with one.
 GALLERY = synthetic.TYPES[:4]

@@ -1,6 +1,6 @@
 """shortlist: features [B, s, d] -> the M nearest entries of the gallery, and the feature maps of the first K. Where the
 re-ranker is no engine it ends the identification, too: what the candidates' maps are needed for is done in the process
-that has them, and a walk through another would cost more than all of it.
+that has them, for the way through another costs as much time as CarGait's network.
 
 Request parameters: `top_k` (default 10), `k` (default: the bundle's K; nothing is re-ranked where the repository was
 rendered without re-ranker), `min_sequence` (default 0): the commit that the gallery must have reached, and those of
