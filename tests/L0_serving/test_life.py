@@ -225,6 +225,14 @@ def test_it_listens_on_the_loopback_interface_only(server: TritonServer) -> None
         }
 
 
+def test_a_search_leaves_half_of_the_cores_to_networks(server: TritonServer) -> None:
+    (searcher,) = [p for p in members(server.pid) if b"/shortlist/1/" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    chosen = dict(each.partition(b"=")[::2] for each in Path(f"/proc/{searcher}/environ").read_bytes().split(b"\0"))
+    threads = os.environ.get("OPENBLAS_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert chosen[b"OPENBLAS_NUM_THREADS"].decode() == threads
+    assert chosen[b"OPENBLAS_THREAD_TIMEOUT"] == b"4"
+
+
 def test_no_bytecode_appears_in_the_repository(server: TritonServer, repository: Path) -> None:
     assert not [path for path in repository.rglob("*") if path.name == "__pycache__" or path.suffix == ".pyc"]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from gaitsdk.errors import OptionError, ServerError
+from gaitsdk.runtimes.onnx_runtime import cores
 from gaitsdk_export.triton.backend import Settings
 from gaitsdk_export.triton.canary import check
 from gaitsdk_export.triton.hardening import DRAIN_TIMEOUT, check_version, hardened_arguments
@@ -34,9 +35,10 @@ START_TIMEOUT = 120.0
 ATTEMPTS = 3
 #: Seconds that a server which is stopping may outlive the processes of its models.
 ENDING = 2.0
-#: OpenBLAS's idle threads sleep at once. By default they spin for some 25 ms after a search in a large gallery, on the
-#: core that the next walk's network needs. What the environment says itself is kept.
-QUIET_BLAS = {"OPENBLAS_THREAD_TIMEOUT": "4"}
+#: OpenBLAS's idle threads sleep at once: by default they spin for some 25 ms after a search in a large gallery, on the
+#: core that the next walk's network needs. And it has half of the cores: its threads wait for each other, which takes
+#: long where networks hold them all (docs/serving_enrolment.md). What the environment says itself is kept.
+QUIET_BLAS = {"OPENBLAS_THREAD_TIMEOUT": "4", "OPENBLAS_NUM_THREADS": str(max(1, cores() // 2))}
 
 # Runs between fork and the server, in a fresh process: asks the kernel to stop the server when the process that started
 # it dies, whatever way. (Doing it in a fork of a threaded parent is not safe.)
