@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from gaitsdk.errors import MissingDependencyError, OptionError
+from gaitsdk.pipeline import MAX_K
 from gaitsdk.rerankers import RERANKERS
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ MaxBatch = Annotated[
 ]
 MaxQueue = Annotated[
     int, typer.Option(min=1, max=1024, help="Requests that may wait for the networks; more are refused at once.")
+]
+
+MaxK = Annotated[
+    int, typer.Option(min=1, max=MAX_K, help="Longest list that a request may have re-ranked; an engine has its own.")
 ]
 
 
@@ -60,6 +65,7 @@ def deploy(
     ] = "portable",
     max_batch: MaxBatch = None,
     max_queue: MaxQueue = 64,
+    max_k: MaxK = 100,
     instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, with tensorrt on each GPU.")] = 2,
     reranker: Reranker = "cargait",
     gpus: Annotated[str, typer.Option(help="tensorrt: GPUs to use, comma separated; all by default.")] = "",
@@ -76,6 +82,7 @@ def deploy(
         rendering=rendering,
         max_batch=batches(max_batch, rendering),
         max_queue=max_queue,
+        max_k=max_k,
         instances=instances,
         reranker=reranker,
         gpus=_numbers(gpus),

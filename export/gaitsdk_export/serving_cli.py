@@ -13,7 +13,7 @@ from gaitsdk.errors import OptionError, ServerError
 from gaitsdk.recognizer import default_gallery
 from gaitsdk.runtimes import BY_NAME, RUNTIMES
 from gaitsdk.runtimes.addresses import is_loopback
-from gaitsdk_export.deploy_cli import Bundle, MaxBatch, MaxQueue, Reranker, batches, say
+from gaitsdk_export.deploy_cli import Bundle, MaxBatch, MaxK, MaxQueue, Reranker, batches, say
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -41,6 +41,7 @@ def serve(
     instances: Annotated[int, typer.Option(min=1, help="Copies of the networks, each in a process of its own.")] = 2,
     max_batch: MaxBatch = None,
     max_queue: MaxQueue = 64,
+    max_k: MaxK = 100,
     log: Annotated[Path | None, typer.Option(help="Keep the server's log in this file; - prints it.")] = None,
     log_format: Annotated[str, typer.Option(help="Of the models' lines in the log: json or text.")] = "json",
     audit: Annotated[
@@ -62,7 +63,9 @@ def serve(
     from gaitsdk_export.triton.repository import render
     from gaitsdk_export.triton.server import TritonServer
 
-    options = Options(rendering, batches(max_batch, rendering), instances, max_queue=max_queue, reranker=reranker)
+    options = Options(
+        rendering, batches(max_batch, rendering), instances, max_queue=max_queue, max_k=max_k, reranker=reranker
+    )
     people = Path(default_gallery() if gallery is None else gallery).absolute()
     settings = Settings(
         bundle=None if bundle is None else str(bundle.absolute()),

@@ -125,6 +125,7 @@ def test_wrong_tensors(raw: Any, arrays: dict[str, np.ndarray], says: str) -> No
         {"top_k": 2.5},
         {"k": 0},
         {"k": -(2**62)},
+        {"k": 101},
         {"k": 1001},
         {"k": 10**9},
         {"top_k": 10**9},

@@ -48,17 +48,19 @@ def test_what_is_served_is_rendered_as_asked(
     monkeypatch: pytest.MonkeyPatch, bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[ModelConfig] = []
+    longest: list[str] = []
 
     def start(self: TritonServer) -> TritonServer:
         seen.append(parse((self.repository / "embed" / "config.pbtxt").read_text()))
+        longest.append(parse((self.repository / "shortlist" / "config.pbtxt").read_text()).parameters["max_k"])
         raise ServerError("enough")
 
     monkeypatch.setattr(TritonServer, "start", start)
     options = ["--bundle", str(bundle_path), "--gallery", str(tmp_path / "people.db"), *FREE]
-    for more in ([], ["--max-batch", "3", "--max-queue", "5", "--instances", "2"]):
+    for more in ([], ["--max-batch", "3", "--max-queue", "5", "--instances", "2", "--max-k", "400"]):
         assert refused(capsys, *options, *more) == (1, "error: enough.")
     queues = [each.batching.max_queue_size if each.batching else None for each in seen]
-    assert queues == [Options.max_queue, 5]
+    assert queues == [Options.max_queue, 5] and longest == [str(Options.max_k), "400"]
     assert [each.max_batch_size for each in seen] == [Options.max_batch, 3]
     assert [each.instances[0].count for each in seen] == [Options.instances, 2]
 
@@ -67,6 +69,7 @@ def test_what_is_served_is_rendered_as_asked(
     ("arguments", "code", "says"),
     [
         (["--max-queue", "0"], 2, "--max-queue"),
+        (["--max-k", "1001"], 2, "--max-k"),
         (["--max-batch", "8", "--rendering", "tensorrt"], 2, "the engines decide"),
         (["--log-format", "xml"], 2, "json or text"),
         (["--audit", "people.jsonl", "--audit-identities", "rot13"], 2, "hash or plain"),

@@ -175,6 +175,12 @@ def test_without_reranker_there_is_no_rerank(bundle: Bundle, plain: Bundle) -> N
         assert {models[name].parameters["reranker"] for name in ("shortlist", "gallery")} == {"none"}
 
 
+def test_the_bundle_s_own_list_is_never_too_long(bundle: Bundle) -> None:
+    for asked, longest in ((100, "100"), (1000, "1000"), (1, str(bundle.manifest.reranker.k))):
+        models = configurations(bundle, Options(max_k=asked))
+        assert {model.parameters["max_k"] for model in models if "max_k" in model.parameters} == {longest}
+
+
 def test_identify_walks_through_no_process_that_only_hands_on(bundle: Bundle) -> None:
     models = {model.name: model for model in configurations(bundle)}
     assert [step.model for step in models["identify"].steps] == ["embed", "shortlist"]
@@ -261,7 +267,9 @@ def test_a_folder_with_something_else_is_left_alone(bundle: Bundle, tmp_path: Pa
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("options", [{"max_batch": 0}, {"instances": True}, {"max_queue": -1}, {"max_batch": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"max_batch": 0}, {"instances": True}, {"max_queue": -1}, {"max_batch": 2.0}, {"max_k": 1001}]
+)
 def test_impossible_options(options: dict[str, int]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         Options(**options)

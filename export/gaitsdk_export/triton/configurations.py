@@ -70,6 +70,8 @@ class Options:
             come while it is busy share one in any case.
         max_queue: requests that may wait for `embed` (and for engines); beyond that QueueFullError. What a request
             waits at most is about the time for as many: docs/serving_load.md.
+        max_k: longest list that a request may have re-ranked (never less than the bundle's own K; an engine's own limit
+            where there is one): `shortlist` re-ranks for everybody, who would all wait for a list of a thousand.
         queue_timeout_us: a request that has waited so long for a network is refused, not answered. A client that wants
             its answer earlier says so with the request.
         reranker: any of `gaitsdk.rerankers.RERANKERS`; "none" for a repository without the step.
@@ -83,6 +85,7 @@ class Options:
     instances: int = 2
     max_delay_us: int = 0
     max_queue: int = 64
+    max_k: int = 100
     queue_timeout_us: int = 10_000_000
     reranker: str = "cargait"
     gpus: tuple[int, ...] = ()
@@ -90,10 +93,16 @@ class Options:
     weights: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "instances", "max_queue", "version"):
+        for name, most in (
+            ("max_batch", 1024),
+            ("instances", 1024),
+            ("max_queue", 1024),
+            ("version", 1024),
+            ("max_k", MAX_K),
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1024:
-                raise OptionError("not a usable number", where=name, got=repr(value), expected="1 to 1024")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise OptionError("not a usable number", where=name, got=repr(value), expected=f"1 to {most}")
         if self.rendering not in RENDERINGS:
             got, expected = repr(self.rendering), " or ".join(RENDERINGS)
             raise OptionError("unknown rendering", where="rendering", got=got, expected=expected)
@@ -183,7 +192,7 @@ def _rerankers(bundle: Bundle, options: Options, engines: Mapping[str, Engine]) 
 def _longest_list(bundle: Bundle, options: Options, engines: Mapping[str, Engine]) -> int:
     """What `k` of a request may be."""
     if "reranker" not in engines:
-        return MAX_K
+        return max(options.max_k, list_length(options.reranker, bundle))
     longest, k = engines["reranker"].sizes("candidates")[0].most, list_length(options.reranker, bundle)
     if k > longest:
         raise ExportError(
