@@ -5,7 +5,7 @@
     gallery                                     enroll, delete, list
 
 In `portable` all are Python models, and the SDK's own runtimes execute the networks. A process on the way costs a
-request about as much as CarGait does (docs/serving_load.md), so `shortlist` re-ranks and decides with what it has at
+request nearly as much as CarGait does (docs/serving_load.md), so `shortlist` re-ranks and decides with what it has at
 hand; `rerank` is there for those who ask it by itself. In `tensorrt` the networks are engines that Triton runs itself,
 and two become ensembles:
 

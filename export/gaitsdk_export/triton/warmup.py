@@ -1,8 +1,8 @@
 """What a server asks its networks before it counts as ready, so that nobody's first request is slow.
 
-Only networks are warmed up: their first call loads kernels, allocates, and on a GPU records graphs. The other models
-need none, and some could give no answer: `shortlist` refuses an empty gallery and `gallery` asks `embed`, which
-may not be there yet.
+Only networks are warmed up: their first call loads kernels, allocates, and on a GPU records graphs. `shortlist`, which
+refuses an empty gallery, warms its own up when it opens. `gallery` needs none, and asks `embed`, which may not be there
+yet.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """shortlist: features [B, s, d] -> the M nearest entries of the gallery, and the feature maps of the first K. Where the
 re-ranker is no engine it ends the identification, too: what the candidates' maps are needed for is done in the process
-that has them, for the way through another costs as much time as CarGait's network.
+that has them, for the way through another takes nearly as long as CarGait's network.
 
 Request parameters: `top_k` (default 10), `k` (default: the bundle's K; nothing is re-ranked where the repository was
 rendered without re-ranker), `min_sequence` (default 0): the commit that the gallery must have reached, and those of
@@ -18,10 +18,11 @@ from gaitsdk import pipeline
 from gaitsdk.errors import EmptyGalleryError, InputError
 from gaitsdk.rerankers import NETWORKS, create_reranker, list_length
 from gaitsdk_export.triton.backend import list_lengths, request_parameters, threshold_parameter, to_bytes
+from gaitsdk_export.triton.configurations import LISTED
 from gaitsdk_export.triton.decision import STAGES, Decision
 
 #: What the models behind it take.
-LISTED = {"candidate_ids", "candidate_identity", "candidate_distance", "candidate_features", "gallery_state"}
+LIST = {"candidate_features", *(each.name for each in LISTED)}
 
 
 class TritonPythonModel(Decision):
@@ -47,7 +48,7 @@ class TritonPythonModel(Decision):
         asked, wanted = request_parameters(request), set(request.requested_output_names())
         top_k, k = list_lengths(asked, self.bundle, self.reranker, int(self.parameter("max_k")))
         pipeline.check_reached(self.gallery, pipeline.check_sequence(asked.get("min_sequence")))
-        ends, listed = "decision" in wanted, bool(wanted & LISTED)
+        ends, listed = "decision" in wanted, bool(wanted & LIST)
         maps = self.reranker != "none" and (ends or "candidate_features" in wanted)
         return (top_k, k, maps, listed, ends, threshold_parameter(asked) if ends else None), (features,)
 
