@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gaitsdk.engine import Description, Engine
+    from gaitsdk.walks import Walks
 
 T = TypeVar("T")
 
@@ -144,8 +145,8 @@ class AsyncRecognizer:
     async def enroll(self, identity: str, silhouettes: Any) -> list[int]:
         """Adds one entry per sequence to the gallery; durable when it returns. Gives the entries' ids."""
         check_identity(identity)
-        sequences, _, _ = await asyncio.to_thread(self._rules._prepare, silhouettes)
-        return await self._engine.enroll(identity, sequences)
+        walks = await asyncio.to_thread(self._rules._prepare, silhouettes)
+        return await self._engine.enroll(identity, walks.sequences)
 
     async def identify(
         self,
@@ -180,9 +181,9 @@ class AsyncRecognizer:
 
     async def embed(self, silhouettes: Any) -> Features:
         """`F [s, d]` float32 of one sequence, `[n, s, d]` of a list of n."""
-        sequences, single, _ = await asyncio.to_thread(self._rules._prepare, silhouettes)
-        features = await self._engine.embed(sequences)
-        return features[0] if single else features
+        walks = await asyncio.to_thread(self._rules._prepare, silhouettes)
+        features = await self._engine.embed(walks.sequences)
+        return features[0] if walks.single else features
 
     async def search(
         self, features: Features, k: int = TOP_K, *, min_sequence: int | None = None
@@ -225,15 +226,10 @@ class AsyncRecognizer:
     ) -> None:
         await self.close()
 
-    async def _identify(
-        self,
-        prepare: Callable[[Any], tuple[list[Silhouettes], bool, list[dict[str, Any]]]],
-        value: Any,
-        *wishes: Any,
-    ) -> list[Identification]:
-        asked = await asyncio.to_thread(prepare, value)
+    async def _identify(self, read: Callable[[Any], Walks], value: Any, *wishes: Any) -> list[Identification]:
+        asked = await asyncio.to_thread(lambda: read(value).check())
         options = self._rules._options(*wishes)
-        return self._rules._results(await self._engine.identify(asked[0], *options), asked, options[1])
+        return self._rules._results(await self._engine.identify(asked.sequences, *options), asked, options[1])
 
 
 class ThreadedEngine:

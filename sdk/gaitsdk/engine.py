@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from gaitsdk.gallery import Gallery
     from gaitsdk.rerankers import Reranker
     from gaitsdk.runtimes import NetworkRuntime
+
+#: What may be done while an answer is on its way.
+Meanwhile = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,17 @@ class Engine(Protocol):
         ...
 
     def identify(
-        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
-    ) -> Answers: ...
+        self,
+        sequences: Sequence[Silhouettes],
+        top_k: int,
+        k: int,
+        threshold: float | None,
+        min_sequence: int = 0,
+        meanwhile: Meanwhile | None = None,
+    ) -> Answers:
+        """Calls `meanwhile`, at the latest before it answers; what that raises it raises, too. It looks at the
+        silhouettes, for which a remote engine has the time while its server works. May be called more than once."""
+        ...
 
     def search(self, features: Features, k: int, min_sequence: int = 0) -> tuple[NDArray[np.int64], Features]:
         """`F [n, s, d]` -> entry ids `[n, k]`, distances `[n, k]`."""
@@ -137,8 +149,16 @@ class LocalEngine:
         return pipeline.embed_many(self._runtime.embed, sequences, length_handling=self._length_handling)
 
     def identify(
-        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
+        self,
+        sequences: Sequence[Silhouettes],
+        top_k: int,
+        k: int,
+        threshold: float | None,
+        min_sequence: int = 0,
+        meanwhile: Meanwhile | None = None,
     ) -> Answers:
+        if meanwhile is not None:
+            meanwhile()
         pipeline.check_reached(self._gallery, min_sequence)
         size = self._gallery.count
         if not size:

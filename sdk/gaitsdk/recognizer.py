@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gaitsdk import pipeline, thumbnails
-from gaitsdk.errors import InputError, OptionError, SilhouetteError
-from gaitsdk.frames import holds_maps
+from gaitsdk import pipeline
+from gaitsdk.errors import InputError, OptionError, ServerError
 from gaitsdk.gallery.entries import check_identity
 from gaitsdk.gallery.stores import default_gallery as default_gallery
 from gaitsdk.gallery.stores import open_for
 from gaitsdk.results import Identification, Verification, identifications
 from gaitsdk.runtimes.retries import RETRIES, TIMEOUT
-from gaitsdk.silhouettes import prepare
+from gaitsdk.walks import Walks, is_list_of_sequences, read_walks
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from gaitsdk.gallery import Gallery
     from gaitsdk.pipeline import Answers, Features, Silhouettes
     from gaitsdk.rerankers import Reranker
-
-    _Prepared = tuple[list[Silhouettes], bool, list[dict[str, Any]]]
 
 TOP_K = 10
 
@@ -143,8 +139,7 @@ class Recognizer:
             The new entries' ids.
         """
         check_identity(identity)
-        sequences, _, _ = self._prepare(silhouettes)
-        return self._engine.enroll(identity, sequences)
+        return self._engine.enroll(identity, self._prepare(silhouettes).sequences)
 
     def identify(
         self,
@@ -180,7 +175,7 @@ class Recognizer:
         min_sequence: int | None = None,
     ) -> list[Identification]:
         """Like `identify` for each of a list of sequences of any lengths, in batches; the answers are the same."""
-        return self._identify(self._many(sequences), top_k, k, threshold, min_sequence)
+        return self._identify(self._many(sequences).check(), top_k, k, threshold, min_sequence)
 
     def verify(self, first: Any, second: Any, *, threshold: float | None = None) -> Verification:
         """Whether two sequences show the same person, by the re-ranker's distance of the pair.
@@ -195,9 +190,9 @@ class Recognizer:
 
     def embed(self, silhouettes: Any) -> Features:
         """`F [s, d]` float32 of one sequence, `[n, s, d]` of a list of n."""
-        sequences, single, _ = self._prepare(silhouettes)
-        features = self._engine.embed(sequences)
-        return features[0] if single else features
+        walks = self._prepare(silhouettes)
+        features = self._engine.embed(walks.sequences)
+        return features[0] if walks.single else features
 
     def search(
         self, features: Features, k: int = TOP_K, *, min_sequence: int | None = None
@@ -245,9 +240,14 @@ class Recognizer:
 
     # What comes before and after the engine's part of a verb; `AsyncRecognizer` has the same.
 
-    def _identify(self, asked: _Prepared, *wishes: Any) -> list[Identification]:
+    def _identify(self, asked: Walks, *wishes: Any) -> list[Identification]:
         options = self._options(*wishes)
-        return self._results(self._engine.identify(asked[0], *options), asked, options[1])
+        try:
+            answers = self._engine.identify(asked.sequences, *options, meanwhile=asked.check)
+        except ServerError:
+            asked.check()  # what is wrong with the silhouettes comes first
+            raise
+        return self._results(answers, asked.check(), options[1])
 
     def _options(
         self, top_k: int, k: int | None, threshold: float | None, min_sequence: int | None
@@ -256,18 +256,17 @@ class Recognizer:
         listed, reached = pipeline.check_count(top_k, "top_k"), pipeline.check_sequence(min_sequence)
         return listed, length, pipeline.check_threshold(threshold), reached
 
-    def _results(self, answers: Answers, asked: _Prepared, k: int) -> list[Identification]:
-        sequences, _, reports = asked
+    def _results(self, answers: Answers, asked: Walks, k: int) -> list[Identification]:
         return identifications(
             answers,
             self.description,
             k=k,
-            probes=[thumbnails.frame(each) for each in sequences],
-            quality=reports,
+            probes=asked.pictures,
+            quality=asked.reports,
             thumbnails=self._engine.thumbnails,
         )
 
-    def _one(self, silhouettes: Any) -> _Prepared:
+    def _one(self, silhouettes: Any) -> Walks:
         if self._is_list(silhouettes):
             raise InputError(
                 "this is a list of sequences",
@@ -275,9 +274,9 @@ class Recognizer:
                 got=f"{len(silhouettes)} sequences",
                 fix="use identify_many",
             )
-        return self._prepare(silhouettes)
+        return read_walks(silhouettes, self.description)
 
-    def _many(self, sequences: Any) -> _Prepared:
+    def _many(self, sequences: Any) -> Walks:
         if not self._is_list(sequences):
             raise InputError(
                 "not a list of sequences",
@@ -285,7 +284,7 @@ class Recognizer:
                 got=type(sequences).__name__,
                 fix="use identify for one sequence, list(...) for an iterator",
             )
-        return self._prepare(sequences)
+        return read_walks(sequences, self.description)
 
     def _pair(self, first: Any, second: Any) -> list[Silhouettes]:
         self._check_compares_pairs()
@@ -294,7 +293,7 @@ class Recognizer:
             if self._is_list(value):
                 raise InputError("verify compares two single sequences", where=where, got="a list of sequences")
             try:
-                pair.append(self._prepare(value)[0][0])
+                pair.append(self._prepare(value).sequences[0])
             except InputError as error:
                 error.args = (f"{where} sequence: {error}",)
                 raise
@@ -326,24 +325,10 @@ class Recognizer:
             )
 
     def _is_list(self, value: Any) -> bool:
-        return _is_list_of_sequences(value, self.description.channels)
+        return is_list_of_sequences(value, self.description.channels)
 
-    def _prepare(self, value: Any) -> _Prepared:
-        """Normalised sequences, whether it was a single one, and the quality reports."""
-        many, about = self._is_list(value), self.description
-        prepared = []
-        for index, sequence in enumerate(value if many else [value]):
-            try:
-                prepared.append(prepare(sequence, about.size, channels=about.channels))
-            except SilhouetteError as error:
-                if many:
-                    error.args = (f"sequence {index}: {error}",)
-                raise
-        if not prepared:
-            raise InputError(
-                "there is no sequence", where="silhouettes", got="an empty list", fix="pass at least one sequence"
-            )
-        return [each.silhouettes for each in prepared], not many, [each.report.to_dict() for each in prepared]
+    def _prepare(self, value: Any) -> Walks:
+        return read_walks(value, self.description).check()
 
     def _lists(self, probe: Any, candidates: Any) -> tuple[Features, Features, bool]:
         """Probes, a list of candidates for each, and whether it was a single one."""
@@ -378,24 +363,3 @@ class Recognizer:
                 fix="pass what embed() returns",
             )
         return array, single
-
-
-def _is_list_of_sequences(value: Any, channels: int) -> bool:
-    """Whether several sequences came: a batch `[n, T, H, W]`, or a list whose items are sequences (arrays of rank 3,
-    folders, array files, lists of frames) and not frames (arrays of rank 2, image files). All ranks are one higher for
-    a model of several maps per frame; silhouettes alone among such are sequences, too, which prepare refuses."""
-    rank = 3 if channels == 1 else 4  # of a sequence
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        # A last axis of 1, 3 or 4 is colour channels of one sequence, and one of maps is none of silhouettes: prepare
-        # says so.
-        return len(shape) == rank + 1 and shape[-1] not in (1, 3, 4) and not holds_maps(shape)
-    if not isinstance(value, (list, tuple)) or not value:
-        return isinstance(value, (list, tuple))
-    first = value[0]
-    if isinstance(first, (str, os.PathLike)):
-        return Path(first).is_dir() or Path(first).suffix.lower() in (".pkl", ".npy")
-    if isinstance(first, (list, tuple)):
-        return not first or np.ndim(first[0]) >= rank - 1 or isinstance(first[0], (str, os.PathLike))
-    given: tuple[int, ...] = tuple(getattr(first, "shape", ()))
-    return len(given) >= rank or (len(given) == 3 and given[0] != channels)

@@ -29,6 +29,17 @@ MAX_BATCH = 4
 ABOUT = {"fingerprint": "f", "size": 64, "strips": 2, "dims": 1, "reranker": "none", "k": 0, "runtime": "onnx"}
 ABOUT |= {"device": "cpu", "length_handling": "cyclic", "max_batch": MAX_BATCH, "verify_threshold": None}
 
+IDENTIFIED: dict[str, np.ndarray] = {
+    "entry_id": np.array([[7]], np.int64),
+    "identity": np.array([[b"alice"]], object),
+    "distance": np.array([[0.5]], np.float32),
+    "shortlist_distance": np.array([[0.5]], np.float32),
+    "shortlist_rank": np.array([[1]], np.int32),
+    "decision": np.array([[b"uncalibrated"]], object),
+    "fingerprint": np.array([[b"f"]], object),
+    "numbers": np.array([[np.nan, 0, 1, 1]]),
+}
+
 
 class Refused(Exception):
     """An HTTP status and a gRPC code for one refusal."""
@@ -124,7 +135,7 @@ class Proxy(threading.Thread):
 
 
 class FakeTriton:
-    """Answers like `gallery` and `embed`, unless the script tells it to fail."""
+    """Answers like `gallery`, `embed` and `identify`, unless the script tells it to fail."""
 
     def __init__(self, protocol: str) -> None:
         self.script: list[str] = []
@@ -165,6 +176,8 @@ class FakeTriton:
             self.batches.append(len(inputs["silhouettes"]))
             first = inputs["silhouettes"].reshape(len(inputs["silhouettes"]), -1).sum(1).astype(np.float32)
             return {"features": np.stack([first, -first], 1)[..., None]}
+        if action == "identify":
+            return IDENTIFIED
         if action == "enroll":
             self.enrolled.append(inputs["identity"][0].decode())
             return {"entry_id": np.array([7], np.int64), "sequence": np.array([1], np.int64)}

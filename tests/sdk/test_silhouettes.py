@@ -18,11 +18,13 @@ from gaitsdk.quality import EMPTY, MIXED_RANGE, NO_CENTRE, TOO_SMALL, noise_foun
 from gaitsdk.resize import _taps, scale_and_centre
 from gaitsdk.silhouettes import (
     MAX_FRAMES,
+    MIN_FRAMES,
     check_silhouettes,
     cut_and_scale,
     load_sequence,
     normalise,
     prepare,
+    prepare_unchecked,
 )
 
 MASKS = synthetic.masks(3, "nm-01", "090", frames=8)
@@ -397,6 +399,30 @@ def test_refusals(name: str, function: Callable[..., Any]) -> None:
     with pytest.raises(kind, match=says) as caught:
         function(source)
     assert len(str(caught.value)) > 30
+
+
+#: What only a look at all pixels tells; all else is refused before a client sends anything.
+LOOKED_AT = ("noise", "inverted normalised", "static", "static normalised")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused_before_it_is_looked_at(name: str) -> None:
+    source, kind, says = BAD[name]
+    if name not in LOOKED_AT:
+        with pytest.raises(kind, match=says):
+            prepare_unchecked(source)
+        return
+    unchecked = prepare_unchecked(source)
+    assert unchecked.silhouettes.shape[1:] == (64, 64) and len(unchecked.silhouettes) >= MIN_FRAMES
+    for _ in range(2):
+        with pytest.raises(kind, match=says):
+            unchecked.check()
+
+
+def test_a_file_is_named_whenever_it_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "same.npy", np.repeat(WALK[:1], 8, axis=0))
+    with pytest.raises(errors.StaticSequenceError, match=r"same\.npy"):
+        prepare_unchecked(tmp_path / "same.npy").check()
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.pkl"])

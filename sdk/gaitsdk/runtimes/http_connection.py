@@ -10,11 +10,14 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gaitsdk.runtimes.addresses import Address
 from gaitsdk.runtimes.statuses import bad_tls, unavailable
 from gaitsdk.runtimes.wire import CONNECT_TIMEOUT, MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from gaitsdk.engine import Meanwhile
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,15 @@ class HttpConnection:
             return False
         return False
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str], deadline: float) -> Answer:
-        """Sends a request and reads the whole answer.
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        deadline: float,
+        meanwhile: Meanwhile | None = None,
+    ) -> Answer:
+        """Sends a request, calls `meanwhile` and reads the whole answer.
 
         Raises:
             TimeoutError, OSError, http.client.HTTPException: of the connection, which is of no more use then.
@@ -77,6 +87,8 @@ class HttpConnection:
         # A server that refuses what is too large answers and closes before it has read everything.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._http.request("POST", path, body, dict(headers))
+        if meanwhile is not None:
+            meanwhile()
         response = self._http.getresponse()
         content = response.read(MAX_MESSAGE_BYTES + 1)
         if len(content) > MAX_MESSAGE_BYTES:

@@ -12,6 +12,7 @@ import json
 import ssl
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from gaitsdk.errors import GaitError
 from gaitsdk.runtimes.addresses import Address
@@ -19,6 +20,9 @@ from gaitsdk.runtimes.http_connection import Answer, HttpConnection
 from gaitsdk.runtimes.statuses import bad_tls, too_large, too_late, typed, unavailable, unreadable, was_closed
 from gaitsdk.runtimes.tensors import Reply, Request, call_arguments, import_client, reply
 from gaitsdk.runtimes.wire import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from gaitsdk.engine import Meanwhile
 
 #: Connections that are kept open while nobody needs them.
 IDLE = 16
@@ -35,7 +39,7 @@ class HttpTransport:
         self._busy: set[HttpConnection] = set()
         self._lock, self._closed = threading.Lock(), False
 
-    def infer(self, request: Request, timeout: float) -> Reply:
+    def infer(self, request: Request, timeout: float, meanwhile: Meanwhile | None = None) -> Reply:
         deadline = time.monotonic() + timeout
         if request.nbytes > MAX_MESSAGE_BYTES:
             raise too_large(self.url, f"{request.nbytes} bytes")
@@ -47,7 +51,7 @@ class HttpTransport:
         connection = self._take(deadline)
         kept = False  # after a failure, what arrives on it may belong to an older request
         try:
-            answer = connection.post(f"/v2/models/{request.model}/infer", body, headers, deadline)
+            answer = connection.post(f"/v2/models/{request.model}/infer", body, headers, deadline, meanwhile)
             kept = answer.kept
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error, timeout) from error

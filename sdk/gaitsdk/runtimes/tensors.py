@@ -17,7 +17,8 @@ from gaitsdk.errors import AnswerError, MissingDependencyError
 Arrays = Mapping[str, NDArray[Any]]
 Reply = dict[str, NDArray[Any]]
 
-_TYPES = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float32": "FP32", "float64": "FP64", "object": "BYTES"}
+#: Triton's names of the element types.
+TYPES = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float32": "FP32", "float64": "FP64", "object": "BYTES"}
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,28 @@ def call_arguments(client: Any, request: Request, timeout: float) -> dict[str, A
     """What gRPC's and HTTP's `infer` take alike. The time-out in it is for the server's queues."""
     inputs = []
     for name, array in request.inputs.items():
-        tensor = client.InferInput(name, list(array.shape), _TYPES[array.dtype.name])
+        tensor = client.InferInput(name, list(array.shape), TYPES[array.dtype.name])
         tensor.set_data_from_numpy(np.ascontiguousarray(array))
         inputs.append(tensor)
     return {
         "inputs": inputs,
         "outputs": _wanted(client, tuple(request.outputs)),
         "request_id": request.id,
-        "timeout": max(1, int(timeout * 1e6)),
+        "timeout": microseconds(timeout),
         "parameters": dict(request.parameters) or None,
     }
+
+
+def microseconds(seconds: float) -> int:
+    """A time-out as Triton takes it: 0 would mean none."""
+    return max(1, int(seconds * 1e6))
+
+
+def to_bytes(array: NDArray[Any]) -> bytes:
+    """The elements of a tensor in Triton's order; each of BYTES (an object array of bytes) after its length."""
+    if array.dtype != object:
+        return array.tobytes()
+    return b"".join(len(each).to_bytes(4, "little") + each for each in array.ravel().tolist())
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gaitsdk.errors import GaitError
 from gaitsdk.runtimes.addresses import Security, parse_address
@@ -13,14 +13,18 @@ from gaitsdk.runtimes.http_transport import AsyncHttpTransport, HttpTransport
 from gaitsdk.runtimes.retries import Attempts
 from gaitsdk.runtimes.tensors import Reply, Request
 
+if TYPE_CHECKING:
+    from gaitsdk.engine import Meanwhile
+
 
 class Transport(Protocol):
     """Sends requests; may be used from several threads."""
 
     url: str
 
-    def infer(self, request: Request, timeout: float) -> Reply:
-        """The outputs that the request names, within `timeout` seconds.
+    def infer(self, request: Request, timeout: float, meanwhile: Meanwhile | None = None) -> Reply:
+        """The outputs that the request names, within `timeout` seconds. `meanwhile` is called once the request is on
+        its way; what it raises is raised in the answer's place.
 
         Raises:
             ServerUnavailableError: nobody answers, or the connection broke. DeadlineExceededError: not in time.
@@ -56,12 +60,14 @@ def open_async_transport(url: str, security: Security) -> AsyncTransport:
     return AsyncGrpcTransport(address) if address.protocol == "grpc" else AsyncHttpTransport(address)
 
 
-def send(transport: Transport, request: Request, budget: float, retries: int) -> Reply:
-    """One request with all of its attempts, in `budget` seconds."""
+def send(
+    transport: Transport, request: Request, budget: float, retries: int, meanwhile: Meanwhile | None = None
+) -> Reply:
+    """One request with all of its attempts, in `budget` seconds, and `meanwhile` in each of them."""
     attempts = Attempts(budget, retries, request.repeatable)
     while True:
         try:
-            return transport.infer(request, attempts.remaining())
+            return transport.infer(request, attempts.remaining(), meanwhile)
         except GaitError as error:
             pause = attempts.pause_after(error)
             if pause is None:

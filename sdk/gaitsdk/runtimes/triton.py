@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gaitsdk.engine import Description
+    from gaitsdk.engine import Description, Meanwhile
     from gaitsdk.runtimes.transport import AsyncTransport
 
 T = TypeVar("T")
@@ -70,9 +70,15 @@ class RemoteEngine:
         return self._run(self._talk.embed(sequences))
 
     def identify(
-        self, sequences: Sequence[Silhouettes], top_k: int, k: int, threshold: float | None, min_sequence: int = 0
+        self,
+        sequences: Sequence[Silhouettes],
+        top_k: int,
+        k: int,
+        threshold: float | None,
+        min_sequence: int = 0,
+        meanwhile: Meanwhile | None = None,
     ) -> Answers:
-        return self._run(self._talk.identify(sequences, top_k, k, threshold, min_sequence))
+        return self._run(self._talk.identify(sequences, top_k, k, threshold, min_sequence), meanwhile)
 
     def search(self, features: Features, k: int, min_sequence: int = 0) -> tuple[NDArray[np.int64], Features]:
         return self._run(self._talk.search(features, k, min_sequence))
@@ -104,10 +110,11 @@ class RemoteEngine:
     def close(self) -> None:
         self._transport.close()
 
-    def _run(self, talk: Talk[T]) -> T:
+    def _run(self, talk: Talk[T], meanwhile: Meanwhile | None = None) -> T:
         step = advance(talk, None, self._transport.url)
         while not isinstance(step, Done):
-            reply = send(self._transport, step, self._timeout, self._retries)
+            reply = send(self._transport, step, self._timeout, self._retries, meanwhile)
+            meanwhile = None
             step = advance(talk, reply, self._transport.url)
         return step.answer
 
