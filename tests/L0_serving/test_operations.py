@@ -34,7 +34,7 @@ from gaitsdk_export.triton.backend import Settings
 from gaitsdk_export.triton.decision import STAGES
 from gaitsdk_export.triton.hardening import DRAIN_TIMEOUT
 from gaitsdk_export.triton.installation import Installation
-from gaitsdk_export.triton.metrics import DELAY_S
+from gaitsdk_export.triton.later import DELAY_S
 from gaitsdk_export.triton.repository import render
 from gaitsdk_export.triton.server import TritonServer
 from gaitsdk_export.triton.server import _members as members
@@ -59,6 +59,8 @@ class Watched:
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     def events(self) -> list[dict[str, Any]]:
+        """Lines of the log, once all of them are written."""
+        time.sleep(3 * DELAY_S)
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def audited(self) -> list[dict[str, Any]]:
@@ -241,11 +243,33 @@ def test_nobody_claims_to_be_somebody_else(watched: Watched) -> None:
         raw(watched.server, "gallery", action, parameters={ACTOR: "the director"})
 
 
+def test_what_follows_an_answer_is_written_before_the_end(
+    installation: Installation, bundle_path: Path, watched: Watched, tmp_path: Path
+) -> None:
+    settings = replace(watched.server.settings, audit=None)
+    repository, log = render(bundle_path, tmp_path / "models"), tmp_path / "log"
+    with (
+        TritonServer(repository, settings, installation=installation, log=log) as server,
+        Recognizer.connect(server.grpc_url, timeout=60) as recognizer,
+    ):
+        recognizer.enroll("for the end", walk(0))
+        for i in range(20):
+            identify(recognizer, i % len(PEOPLE), ALWAYS)
+    events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    found = [each for each in events if each["event"] == "identified" and not each.get("canary")]
+    assert len(found) == len({each["request_id"] for each in found}) == 20
+    times = [each["time"] for each in found]
+    assert times == sorted(times) and times[0] < times[-1], "when it happened, not when it was written"
+    with Recognizer.connect(watched.server.grpc_url, timeout=60) as recognizer:
+        recognizer.delete("for the end")
+
+
 def test_log_and_audit_hold_no_names_and_no_biometric_data(watched: Watched, client: Recognizer) -> None:
     results = [identify(client, i, ALWAYS) for i in range(len(PEOPLE))]
     with pytest.raises(GaitError):
         client.delete("Nobody of this name")
     features = client.embed([walk(i) for i in range(len(PEOPLE))])
+    time.sleep(3 * DELAY_S)
     log, audit = watched.log.read_text(), watched.audit.read_text()
     assert log.count('"identified"') >= len(PEOPLE), "a session that was recorded"
     for name in (*PEOPLE, "Nobody of this name", "Zoë"):

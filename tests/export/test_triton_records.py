@@ -26,6 +26,7 @@ from gaitsdk.errors import (
 )
 from gaitsdk_export.triton.audit import Audit
 from gaitsdk_export.triton.backend import Model, Settings, asked_by, outcome_of, reason_of
+from gaitsdk_export.triton.later import DELAY_S, Later
 from gaitsdk_export.triton.logs import EventLog, error_fields
 from gaitsdk_export.triton.metrics import FAMILIES, Metrics
 
@@ -126,15 +127,21 @@ class Backend:
         self.MetricFamily = MetricFamily
 
 
+def counting(backend: Backend) -> tuple[Metrics, Later]:
+    later = Later()
+    return Metrics(backend, later), later
+
+
 def test_one_series_per_labels() -> None:
     backend = Backend()
-    metrics = Metrics(backend)
+    metrics, later = counting(backend)
     for decision, count in (("known", 2), ("unknown", 1), ("known", 1)):
         metrics.add("gaitsdk_decisions_total", count, decision=decision)
     metrics.observe("gaitsdk_shortlist_margin_ratio", 0.25)
     metrics.observe("gaitsdk_shortlist_margin_ratio", 0.5)
     metrics.set("gaitsdk_gallery_entries", 8)
     metrics.set("gaitsdk_gallery_entries", 9)
+    later.close()
     metrics.close()
     assert backend.values == {
         ("gaitsdk_decisions_total", "known"): 3,
@@ -148,7 +155,7 @@ def test_one_series_per_labels() -> None:
 
 def test_nobody_waits_for_a_metric() -> None:
     backend = Backend()
-    metrics = Metrics(backend)
+    metrics, later = counting(backend)
     with backend.held:  # the server takes nothing
         for _ in range(100):
             metrics.add("gaitsdk_rerank_changes_total")
@@ -157,25 +164,64 @@ def test_nobody_waits_for_a_metric() -> None:
     deadline = time.monotonic() + 10
     while len(backend.values) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
+    later.close()
     metrics.close()
     assert backend.values == {("gaitsdk_rerank_changes_total",): 100, ("gaitsdk_shortlist_margin_ratio",): 50}
 
 
+def test_later_is_in_order_and_complete() -> None:
+    done: list[int] = []
+    later, gate = Later(), threading.Event()
+
+    def work(number: int) -> None:
+        gate.wait(10)
+        if number == 3:
+            later.do(lambda: done.append(-1))  # what that leads to, too
+            raise RuntimeError("no reason for the others")
+        done.append(number)
+
+    for number in range(6):
+        later.do(lambda number=number: work(number))
+    assert not done, "nobody waits for it"
+    gate.set()
+    later.close()
+    assert done == [0, 1, 2, 4, 5, -1]
+    later.do(lambda: done.append(6))
+    later.close()
+    assert done[-1] == 6
+
+
+def test_later_goes_on_after_a_pause() -> None:
+    done: list[float] = []
+    later = Later()
+    for _ in range(3):
+        asked = time.monotonic()
+        later.do(lambda: done.append(time.monotonic()))
+        deadline, count = asked + 10, len(done)
+        while len(done) == count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert done[-1] >= asked + 0.9 * DELAY_S
+        time.sleep(3 * DELAY_S)
+    later.close()
+    assert len(done) == 3
+
+
 def test_declared_counters_appear_with_the_first_value() -> None:
     backend = Backend()
-    metrics = Metrics(backend)
+    metrics, later = counting(backend)
     metrics.declare("gaitsdk_decisions_total", decision="known")
     metrics.declare("gaitsdk_decisions_total", decision="unknown")
     assert not backend.values, "the server is not asked before there is a request"
     metrics.add("gaitsdk_decisions_total", decision="known")
     metrics.add("gaitsdk_decisions_total", decision="known")
+    later.close()
     metrics.close()
     assert backend.values == {("gaitsdk_decisions_total", "known"): 2, ("gaitsdk_decisions_total", "unknown"): 0}
 
 
 def test_a_server_without_metrics_costs_no_answer() -> None:
     backend = Backend(broken=True)
-    metrics = Metrics(backend)
+    metrics, _ = counting(backend)
     for _ in range(3):
         metrics.add("gaitsdk_decisions_total", decision="known")
         metrics.set("gaitsdk_gallery_entries", 3)
@@ -190,7 +236,7 @@ class Changing(Model):
     def __init__(self, path: Path, fails_at: int) -> None:
         self.name, self.reranker, self.bundle = "gallery", "none", SimpleNamespace(fingerprint="f")  # type: ignore[assignment]
         self.backend, self.lines = Backend(), 0
-        self.metrics, self.events = Metrics(self.backend), EventLog("gallery", descriptor=-1)
+        (self.metrics, self.later), self.events = counting(self.backend), EventLog("gallery", descriptor=-1)
         self.audit, self.fails_at = Audit(path), fails_at
         append = self.audit._append
 
@@ -224,6 +270,7 @@ def test_no_change_without_its_intent_and_no_denial_of_a_change(tmp_path: Path) 
     model = Changing(path, fails_at=2)
     assert model.enroll() == ["changed"], "an error would deny what is done"
     assert [json.loads(line)["outcome"] for line in path.read_text().splitlines()] == ["asked"]
+    model.later.close()
     model.metrics.close()
     assert model.backend.values == {("gaitsdk_audit_failures_total", "gallery"): 1}
     assert Changing(path, fails_at=0).enroll() == ["changed"]

@@ -38,6 +38,11 @@ class Audit:
         self._hash = identities == "hash"
         self._handle = -1
 
+    @property
+    def kept(self) -> bool:
+        """Whether there is one."""
+        return self._path is not None
+
     def write(self, lines: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
         """Appends lines with the time; fields that are None are left out.
 

@@ -37,6 +37,7 @@ from gaitsdk.rerankers import check_reranker, list_length
 from gaitsdk.runtimes.wire import MAX_TOP_K, encode_error
 from gaitsdk.silhouettes import normalise
 from gaitsdk_export.triton.audit import ACTOR, Audit
+from gaitsdk_export.triton.later import Later
 from gaitsdk_export.triton.logs import EventLog, error_fields
 from gaitsdk_export.triton.metrics import Metrics
 
@@ -150,7 +151,8 @@ class Model(ABC):
         self.name = str(self.config["name"])
         self.settings = Settings.from_environment()
         self.events = EventLog(self.name, self.settings.log_format)
-        self.metrics = Metrics(self.pb)
+        self.later = Later()
+        self.metrics = Metrics(self.pb, self.later)
         self.audit = Audit(self.settings.audit, self.settings.audit_identities)
         self.bundle = self.settings.open_bundle(self.parameter("fingerprint"))
         self.reranker = check_reranker(self.parameter("reranker"), self.bundle)
@@ -168,6 +170,7 @@ class Model(ABC):
 
     def finalize(self) -> None:
         """Triton calls this before the process ends."""
+        self.later.close()
         self.metrics.close()
         self.audit.close()
 

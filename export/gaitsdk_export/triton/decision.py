@@ -8,6 +8,7 @@ check: audited and logged like any other, but not counted).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from gaitsdk import pipeline
 from gaitsdk.calibration import threshold_for
 from gaitsdk.runtimes.wire import NUMBERS
 from gaitsdk_export.triton.backend import Arrays, Batched, asked_by, request_parameters, to_bytes
+from gaitsdk_export.triton.logs import now
 
 #: Whose seconds are counted, where they are spent in one process: Triton tells only that one's.
 STAGES = ("search", "rerank")
@@ -94,23 +96,35 @@ class Decision(Batched):
         }
 
     def record(self, request: Any, outputs: Arrays) -> None:
+        """The audit has an identification before anybody is told; the log and the metrics get it later."""
         if "decision" not in outputs:
             return
-        decisions = [each.decode() for each in outputs["decision"][:, 0]]
         parameters = request_parameters(request)
         who, canary = asked_by(request, parameters), bool(parameters.get("canary")) or None
         state = {name: int(value) for name, value in zip(NUMBERS[2:], outputs["numbers"][0, 2:], strict=True)}
-        about = {**self.answering(), **who, **state, "event": "identify", "outcome": "done", "canary": canary}
-        firsts = zip(outputs["identity"][:, 0], outputs["entry_id"][:, 0], decisions, strict=True)
-        self.audit.write(
-            {**about, "identity": identity.decode(errors="replace"), "entries": [int(entry)], "decision": decision}
-            for identity, entry, decision in firsts
-        )
+        if self.audit.kept:
+            about = {**self.answering(), **who, **state, "event": "identify", "outcome": "done", "canary": canary}
+            firsts = (outputs[name][:, 0].tolist() for name in ("identity", "entry_id", "decision"))
+            self.audit.write(
+                {**about, "identity": name.decode(errors="replace"), "entries": [entry], "decision": decision.decode()}
+                for name, entry, decision in zip(*firsts, strict=True)
+            )
+        line = {**who, **state, "canary": canary, "at": now(), "ms": self.elapsed_ms()}
+        self.later.do(lambda: self.tell(outputs, line))
+
+    def tell(self, outputs: Arrays, line: Mapping[str, Any]) -> None:
+        """Logs and counts an identification.
+
+        Args:
+            outputs: from `decided`.
+            line: of the log, without the decisions.
+        """
+        decisions = [each.decode() for each in outputs["decision"][:, 0]]
         counts = {decision: decisions.count(decision) for decision in sorted(set(decisions))}
-        self.events.write("identified", "info", **who, **counts, **state, canary=canary, ms=self.elapsed_ms())
+        self.events.write("identified", **{**line, **counts})
         for decision, count in counts.items():
-            self.metrics.add("gaitsdk_decisions_total", 0 if canary else count, decision=decision)
-        if canary:
+            self.metrics.add("gaitsdk_decisions_total", 0 if line["canary"] else count, decision=decision)
+        if line["canary"]:
             return
         if changed := int((outputs["shortlist_rank"][:, 0] != 1).sum()):
             self.metrics.add("gaitsdk_rerank_changes_total", changed)

@@ -34,9 +34,13 @@ class EventLog:
     def __init__(self, model: str, log_format: str = "json", descriptor: int = 1) -> None:
         self._model, self._json, self._descriptor = model, log_format == "json", descriptor
 
-    def write(self, event: str, level: str = "info", **fields: Any) -> None:
-        """Writes a line; fields that are None are left out. A log that takes no line stops nobody."""
-        line = {"time": now(), "level": level, "event": event, "model": self._model, **shortened(fields)}
+    def write(self, event: str, level: str = "info", *, at: str | None = None, **fields: Any) -> None:
+        """Writes a line; fields that are None are left out. A log that takes no line stops nobody.
+
+        Args:
+            at: when it happened, from `now`; None = at this moment.
+        """
+        line = {"time": at or now(), "level": level, "event": event, "model": self._model, **shortened(fields)}
         if self._json:
             text = json.dumps(line)
         else:

@@ -9,10 +9,10 @@ import logging
 import threading
 from typing import Any, NamedTuple
 
+from gaitsdk_export.triton.later import Later
+
 logger = logging.getLogger(__name__)
 
-#: Seconds by which the server's numbers may lag behind.
-DELAY_S = 0.1
 #: Name of a metric and its labels.
 _Series = tuple[Any, ...]
 
@@ -50,20 +50,20 @@ FAMILIES = {
 
 class Metrics:
     """The metrics of one process of a model. No method raises: counting must not cost an answer, nor keep it waiting.
-    Each number is a message to the server, so a thread sends them, `DELAY_S` late and what can be added up added up.
+    Each number is a message to the server, so they are sent later, and what can be added up added up.
 
     Args:
         backend: the module `triton_python_backend_utils`.
+        later: who sends them.
     """
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
+    def __init__(self, backend: Any, later: Later) -> None:
+        self._backend, self._later = backend, later
         self._families: dict[str, Any] = {}
         #: One per name and labels; None where the server takes none (it may run without metrics).
         self._series: dict[_Series, Any] = {}
         self._waiting: dict[tuple[str, _Series], list[float]] = {}
-        self._lock, self._wake, self._closed = threading.Lock(), threading.Event(), threading.Event()
-        self._sender: threading.Thread | None = None
+        self._lock, self._due = threading.Lock(), False
 
     def declare(self, name: str, **labels: str) -> None:
         """A counter that is to appear, at zero, with the first value of any: the server is not asked before it runs."""
@@ -83,40 +83,24 @@ class Metrics:
 
     def close(self) -> None:
         """Sends what waits and lets go of everything: the backend's process crashes over what is left at its end."""
-        self._closed.set()
-        self._wake.set()
-        if self._sender is not None:
-            self._sender.join()
-            self.send()
+        self.send()
         self._series.clear()
         self._families.clear()
 
-    def send(self) -> bool:
-        """Sends what waits; whether anything did."""
+    def send(self) -> None:
+        """Sends what waits."""
         with self._lock:
-            waiting, self._waiting = self._waiting, {}
+            waiting, self._waiting, self._due = self._waiting, {}, False
         for (method, series), values in waiting.items():
             for value in _together(method, values):
                 self._send(method, series, value)
-        return bool(waiting)
 
     def _put(self, method: str, name: str, value: float, labels: dict[str, str]) -> None:
         with self._lock:
             self._waiting.setdefault((method, (name, *labels.items())), []).append(value)
-            if self._sender is None:
-                self._sender = threading.Thread(target=self._work, name="metrics", daemon=True)
-                self._sender.start()
-        if not self._wake.is_set():
-            self._wake.set()
-
-    def _work(self) -> None:
-        while not self._closed.is_set():
-            self._wake.wait()
-            self._closed.wait(DELAY_S)
-            if not self.send():  # else it goes on by the clock: a request that had to wake it would wait for that
-                self._wake.clear()
-                if self._waiting or self._closed.is_set():  # since then
-                    self._wake.set()
+            due, self._due = self._due, True
+        if not due:
+            self._later.do(self.send)
 
     def _send(self, method: str, series: _Series, value: float) -> None:
         try:
