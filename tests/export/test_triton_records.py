@@ -26,7 +26,7 @@ from gaitsdk.errors import (
 )
 from gaitsdk_export.triton.audit import Audit
 from gaitsdk_export.triton.backend import Model, Settings, asked_by, outcome_of, reason_of
-from gaitsdk_export.triton.later import DELAY_S, Later
+from gaitsdk_export.triton.later import DELAY_S, MOST, Later
 from gaitsdk_export.triton.logs import EventLog, error_fields
 from gaitsdk_export.triton.metrics import FAMILIES, Metrics
 
@@ -189,6 +189,18 @@ def test_later_is_in_order_and_complete() -> None:
     later.do(lambda: done.append(6))
     later.close()
     assert done[-1] == 6
+
+
+def test_later_keeps_so_much_and_no_more() -> None:
+    done: list[int] = []
+    later, gate = Later(), threading.Event()
+    later.do(lambda: gate.wait(20))
+    time.sleep(3 * DELAY_S)  # it is stuck there
+    for number in range(MOST + 5):
+        later.do(lambda number=number: done.append(number))
+    gate.set()
+    later.close()
+    assert done == list(range(5, MOST + 5)), "the newest"
 
 
 def test_later_goes_on_after_a_pause() -> None:

@@ -14,13 +14,16 @@ logger = logging.getLogger(__name__)
 
 #: Seconds by which the work may lag behind.
 DELAY_S = 0.1
+#: Pieces of work that may wait, where it cannot be done (nobody reads the log's pipe, for example).
+MOST = 10_000
 
 
 class Later:
-    """Does what it is given, in order, `DELAY_S` later or when it is closed. What fails is logged and left."""
+    """Does what it is given, in order, `DELAY_S` later or when it is closed. What fails is logged and left; where more
+    than `MOST` wait, so are the oldest."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque(maxlen=MOST)
         self._lock, self._wake, self._closed = threading.Lock(), threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 

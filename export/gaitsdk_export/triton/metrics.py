@@ -63,7 +63,7 @@ class Metrics:
         #: One per name and labels; None where the server takes none (it may run without metrics).
         self._series: dict[_Series, Any] = {}
         self._waiting: dict[tuple[str, _Series], list[float]] = {}
-        self._lock, self._due = threading.Lock(), False
+        self._lock = threading.Lock()
 
     def declare(self, name: str, **labels: str) -> None:
         """A counter that is to appear, at zero, with the first value of any: the server is not asked before it runs."""
@@ -90,7 +90,7 @@ class Metrics:
     def send(self) -> None:
         """Sends what waits."""
         with self._lock:
-            waiting, self._waiting, self._due = self._waiting, {}, False
+            waiting, self._waiting = self._waiting, {}
         for (method, series), values in waiting.items():
             for value in _together(method, values):
                 self._send(method, series, value)
@@ -98,9 +98,7 @@ class Metrics:
     def _put(self, method: str, name: str, value: float, labels: dict[str, str]) -> None:
         with self._lock:
             self._waiting.setdefault((method, (name, *labels.items())), []).append(value)
-            due, self._due = self._due, True
-        if not due:
-            self._later.do(self.send)
+        self._later.do(self.send)
 
     def _send(self, method: str, series: _Series, value: float) -> None:
         try:

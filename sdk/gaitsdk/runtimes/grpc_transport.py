@@ -24,8 +24,6 @@ from gaitsdk.runtimes.wire import CONNECT_TIMEOUT, MAX_MESSAGE_BYTES
 if TYPE_CHECKING:
     from gaitsdk.engine import Meanwhile
 
-#: An option of gRPC's that is marked as experimental; without it a thread of gRPC's waits for the answer.
-_IN_THE_CALLING_THREAD = (("SingleThreadedUnaryStream", 1),)
 _PARAMETERS = {str: "string_param", bool: "bool_param", int: "int64_param", float: "double_param"}
 
 
@@ -43,7 +41,9 @@ class GrpcTransport:
         self._result = import_client("tritonclient.grpc").InferResult
         self._headers, self._closed = tuple(address.headers.items()), False
         arguments = _channel(address)
-        options, credentials = [*arguments["channel_args"], *_IN_THE_CALLING_THREAD], arguments.get("creds")
+        experimental = import_client("grpc.experimental").ChannelOptions
+        options = [*arguments["channel_args"], (experimental.SingleThreadedUnaryStream, 1)]
+        credentials = arguments.get("creds")
         if credentials is None:
             self._channel = self._grpc.insecure_channel(address.netloc, options)
         else:
