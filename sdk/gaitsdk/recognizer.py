@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaitsdk import pipeline
-from gaitsdk.errors import InputError, OptionError, ServerError
+from gaitsdk.errors import GaitError, InputError, OptionError
 from gaitsdk.gallery.entries import check_identity
 from gaitsdk.gallery.stores import default_gallery as default_gallery
 from gaitsdk.gallery.stores import open_for
@@ -243,9 +243,10 @@ class Recognizer:
     def _identify(self, asked: Walks, *wishes: Any) -> list[Identification]:
         options = self._options(*wishes)
         try:
-            answers = self._engine.identify(asked.sequences, *options, meanwhile=asked.check)
-        except ServerError:
-            asked.check()  # what is wrong with the silhouettes comes first
+            answers = self._engine.identify(asked.sequences, *options, meanwhile=asked.look)
+        except GaitError:
+            if refusal := asked.refusal():  # what is wrong with the walk comes first, as the client says it
+                raise refusal from None
             raise
         return self._results(answers, asked.check(), options[1])
 

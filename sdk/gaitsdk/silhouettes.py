@@ -176,9 +176,12 @@ def prepare_unchecked(
     sequence: Any, size: int = 64, *, channels: int = 1, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES
 ) -> Unchecked:
     """The first part of `prepare`, which takes a quarter of the time where silhouettes are normalised already: a client
-    sends them while it looks at every pixel of them. What cannot be sent at all is refused here.
+    sends them while it looks at every pixel of them.
 
-    Arguments, returns and raises: see `prepare`.
+    Arguments: see `prepare`.
+
+    Raises:
+        SilhouetteError, DatasetError: they cannot be sent at all; whatever else `prepare` raises, `check` does.
     """
     check_options(size, min_frames, max_frames)
     with _named(sequence):

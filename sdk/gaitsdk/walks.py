@@ -52,13 +52,25 @@ class Walks:
         return [thumbnails.frame(each) for each in self.sequences]
 
     def check(self) -> Walks:
-        """Itself, once it is certain that each shows a walk, with all that a result tells about them.
+        """Itself, once it is certain that each shows a walk.
 
         Raises:
             SilhouetteError: one does not; the message says which.
         """
-        _ = self.reports, self.pictures
+        _ = self.reports
         return self
+
+    def look(self) -> None:
+        """`check`, and all that a result tells about them is ready."""
+        _ = self.reports, self.pictures
+
+    def refusal(self) -> SilhouetteError | None:
+        """The error of `check`, or None."""
+        try:
+            self.check()
+        except SilhouetteError as error:
+            return error
+        return None
 
 
 def read_walks(value: Any, about: Description) -> Walks:

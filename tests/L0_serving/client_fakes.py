@@ -24,6 +24,8 @@ from tritonclient.grpc import service_pb2 as service
 
 from gaitsdk import Recognizer
 from gaitsdk.async_recognizer import AsyncRecognizer
+from gaitsdk.errors import EmptyGalleryError, StaticSequenceError
+from gaitsdk.runtimes.wire import encode_error
 
 MAX_BATCH = 4
 ABOUT = {"fingerprint": "f", "size": 64, "strips": 2, "dims": 1, "reranker": "none", "k": 0, "runtime": "onnx"}
@@ -55,6 +57,8 @@ REFUSALS = {
     "unavailable": (503, "UNAVAILABLE", "upstream is away"),
     "denied": (401, "UNAUTHENTICATED", "who are you"),
     "expired": (503, "UNAVAILABLE", "Request timeout expired"),
+    "empty": (400, "INTERNAL", encode_error(EmptyGalleryError("nobody is enrolled"))),
+    "static": (400, "INVALID_ARGUMENT", encode_error(StaticSequenceError("all frames are the same, says the server"))),
 }
 
 

@@ -248,20 +248,22 @@ def test_what_follows_an_answer_is_written_before_the_end(
 ) -> None:
     settings = replace(watched.server.settings, audit=None)
     repository, log = render(bundle_path, tmp_path / "models"), tmp_path / "log"
-    with (
-        TritonServer(repository, settings, installation=installation, log=log) as server,
-        Recognizer.connect(server.grpc_url, timeout=60) as recognizer,
-    ):
-        recognizer.enroll("for the end", walk(0))
-        for i in range(20):
-            identify(recognizer, i % len(PEOPLE), ALWAYS)
+    try:
+        with (
+            TritonServer(repository, settings, installation=installation, log=log) as server,
+            Recognizer.connect(server.grpc_url, timeout=60) as recognizer,
+        ):
+            recognizer.enroll("for the end", walk(0))
+            for i in range(20):
+                identify(recognizer, i % len(PEOPLE), ALWAYS)
+    finally:
+        with Recognizer.connect(watched.server.grpc_url, timeout=60) as recognizer:
+            recognizer.delete("for the end")
     events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     found = [each for each in events if each["event"] == "identified" and not each.get("canary")]
     assert len(found) == len({each["request_id"] for each in found}) == 20
     times = [each["time"] for each in found]
     assert times == sorted(times) and times[0] < times[-1], "when it happened, not when it was written"
-    with Recognizer.connect(watched.server.grpc_url, timeout=60) as recognizer:
-        recognizer.delete("for the end")
 
 
 def test_log_and_audit_hold_no_names_and_no_biometric_data(watched: Watched, client: Recognizer) -> None:

@@ -24,6 +24,7 @@ from gaitsdk.errors import (
     StaticSequenceError,
     UnknownIdentityError,
 )
+from gaitsdk_export.triton import later as later_module
 from gaitsdk_export.triton.audit import Audit
 from gaitsdk_export.triton.backend import Model, Settings, asked_by, outcome_of, reason_of
 from gaitsdk_export.triton.later import DELAY_S, MOST, Later
@@ -191,7 +192,7 @@ def test_later_is_in_order_and_complete() -> None:
     assert done[-1] == 6
 
 
-def test_later_keeps_so_much_and_no_more() -> None:
+def test_later_keeps_so_much_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
     done: list[int] = []
     later, gate = Later(), threading.Event()
     later.do(lambda: gate.wait(20))
@@ -201,6 +202,50 @@ def test_later_keeps_so_much_and_no_more() -> None:
     gate.set()
     later.close()
     assert done == list(range(5, MOST + 5)), "the newest"
+    assert "5 pieces of work" in caplog.text
+
+
+def test_what_was_held_up_is_told_whole() -> None:
+    backend, told = Backend(), []
+    metrics, later = counting(backend)
+    gate = threading.Event()
+
+    def tell(number: int) -> None:
+        gate.wait(20)  # nobody reads the log
+        told.append(number)
+        metrics.add("gaitsdk_decisions_total", decision="known")
+        metrics.observe("gaitsdk_shortlist_margin_ratio", 0.5)
+
+    for number in range(MOST - 1):
+        later.do(lambda number=number: tell(number))
+    gate.set()
+    later.close()
+    metrics.close()
+    assert told == list(range(MOST - 1))
+    assert backend.values[("gaitsdk_decisions_total", "known")] == MOST - 1
+
+
+def test_the_end_does_not_wait_for_what_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later_module, "ENDING_S", 0.2)
+    later, gate = Later(), threading.Event()
+    later.do(lambda: gate.wait(20))
+    started = time.monotonic()
+    later.close()
+    assert time.monotonic() - started < 5
+    gate.set()
+
+
+def test_without_a_thread_it_is_done_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done: list[int] = []
+    later = Later()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        later.do(lambda: done.append(1))
+    later.close()
+    assert done == [1]
 
 
 def test_later_goes_on_after_a_pause() -> None:
@@ -233,12 +278,13 @@ def test_declared_counters_appear_with_the_first_value() -> None:
 
 def test_a_server_without_metrics_costs_no_answer() -> None:
     backend = Backend(broken=True)
-    metrics, _ = counting(backend)
+    metrics, later = counting(backend)
     for _ in range(3):
         metrics.add("gaitsdk_decisions_total", decision="known")
         metrics.set("gaitsdk_gallery_entries", 3)
         metrics.add("no such family")
         metrics.send()
+    later.close()
     assert backend.calls == 2, "each is tried once"
 
 

@@ -110,27 +110,30 @@ class Decision(Batched):
                 for name, entry, decision in zip(*firsts, strict=True)
             )
         line = {**who, **state, "canary": canary, "at": now(), "ms": self.elapsed_ms()}
-        self.later.do(lambda: self.tell(outputs, line))
+        told = {name: outputs[name][:, 0].copy() for name in ("decision", "shortlist_rank")}  # not the whole lists
+        told |= {name: outputs[name].copy() for name in ("margin", "seconds") if name in outputs}
+        self.later.do(lambda: self.tell(told, line))
 
-    def tell(self, outputs: Arrays, line: Mapping[str, Any]) -> None:
+    def tell(self, firsts: Arrays, line: Mapping[str, Any]) -> None:
         """Logs and counts an identification.
 
         Args:
-            outputs: from `decided`.
+            firsts: `decision` and `shortlist_rank` of the first candidates `[n]`, `margin` `[n]`; `seconds` `[n, 2]` but
+                where several models share the work.
             line: of the log, without the decisions.
         """
-        decisions = [each.decode() for each in outputs["decision"][:, 0]]
+        decisions = [each.decode() for each in firsts["decision"]]
         counts = {decision: decisions.count(decision) for decision in sorted(set(decisions))}
         self.events.write("identified", **{**line, **counts})
         for decision, count in counts.items():
             self.metrics.add("gaitsdk_decisions_total", 0 if line["canary"] else count, decision=decision)
         if line["canary"]:
             return
-        if changed := int((outputs["shortlist_rank"][:, 0] != 1).sum()):
+        if changed := int((firsts["shortlist_rank"] != 1).sum()):
             self.metrics.add("gaitsdk_rerank_changes_total", changed)
-        for stage, seconds in zip(STAGES, outputs["seconds"].sum(0) if "seconds" in outputs else (), strict=False):
+        for stage, seconds in zip(STAGES, firsts["seconds"].sum(0) if "seconds" in firsts else (), strict=False):
             self.metrics.add("gaitsdk_stage_seconds_total", float(seconds), stage=stage)
-        for margin in outputs["margin"][np.isfinite(outputs["margin"])]:
+        for margin in firsts["margin"][np.isfinite(firsts["margin"])]:
             self.metrics.observe("gaitsdk_shortlist_margin_ratio", float(margin))
 
 

@@ -64,6 +64,7 @@ class Metrics:
         self._series: dict[_Series, Any] = {}
         self._waiting: dict[tuple[str, _Series], list[float]] = {}
         self._lock = threading.Lock()
+        later.after(self.send)
 
     def declare(self, name: str, **labels: str) -> None:
         """A counter that is to appear, at zero, with the first value of any: the server is not asked before it runs."""
@@ -87,18 +88,19 @@ class Metrics:
         self._series.clear()
         self._families.clear()
 
-    def send(self) -> None:
-        """Sends what waits."""
+    def send(self) -> bool:
+        """Sends what waits; whether anything did."""
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         for (method, series), values in waiting.items():
             for value in _together(method, values):
                 self._send(method, series, value)
+        return bool(waiting)
 
     def _put(self, method: str, name: str, value: float, labels: dict[str, str]) -> None:
         with self._lock:
             self._waiting.setdefault((method, (name, *labels.items())), []).append(value)
-        self._later.do(self.send)
+        self._later.wake()
 
     def _send(self, method: str, series: _Series, value: float) -> None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,8 @@ from gaitsdk.runtimes.tensors import (
     call_arguments,
     import_client,
     microseconds,
+    raw_bytes,
     reply,
-    to_bytes,
 )
 from gaitsdk.runtimes.wire import CONNECT_TIMEOUT, MAX_MESSAGE_BYTES
 
@@ -58,24 +60,31 @@ class GrpcTransport:
     def infer(self, request: Request, timeout: float, meanwhile: Meanwhile | None = None) -> Reply:
         if self._closed:
             raise was_closed(self.url)
+        call = self._send(request, timeout)
         try:
-            call = self._ask(message(self._messages, request, timeout), timeout=timeout, metadata=self._headers)
-            try:
-                if meanwhile is not None:
-                    meanwhile()
-            finally:  # whatever it raises: older servers may die of a call that is cancelled
-                answers = list(islice(call, 2))
+            if meanwhile is not None:
+                meanwhile()
+            answers = list(islice(call, 2))
         except self._grpc.RpcError as error:
             if self._closed:  # by another thread, meanwhile
                 raise was_closed(self.url) from None
             raise typed(str(error.code()), error.details() or "", self.url, timeout) from None
+        except BaseException:  # of `meanwhile`, or Ctrl-C
+            threading.Thread(target=_hear_out, args=(call,), daemon=True).start()
+            raise
+        finally:
+            del call  # it is the error itself, and would hold this frame, which holds it
+        if len(answers) != 1:
+            raise unreadable(self.url, ValueError(f"{len(answers) or 'no'} messages"))
+        return _read(self._result(answers[0]), request, self.url)
+
+    def _send(self, request: Request, timeout: float) -> Any:
+        try:
+            return self._ask(message(self._messages, request, timeout), timeout=timeout, metadata=self._headers)
         except ValueError:  # what gRPC says of a closed channel
             if self._closed:
                 raise was_closed(self.url) from None
             raise
-        if len(answers) != 1:
-            raise unreadable(self.url, ValueError(f"{len(answers) or 'no'} messages"))
-        return _read(self._result(answers[0]), request, self.url)
 
     def close(self) -> None:
         self._closed = True
@@ -114,6 +123,13 @@ class AsyncGrpcTransport:
         await self._server.close()
 
 
+def _hear_out(call: Any) -> None:
+    """Waits for an answer that nobody wants any more: older servers may die of a call that is cancelled, and a call is
+    cancelled when it is forgotten. It has a deadline."""
+    with suppress(Exception):
+        list(islice(call, 2))
+
+
 def message(messages: Any, request: Request, timeout: float) -> Any:
     """The request as Triton's message; the time-out in it is for the server's queues.
 
@@ -123,7 +139,7 @@ def message(messages: Any, request: Request, timeout: float) -> Any:
     made = messages.ModelInferRequest(model_name=request.model, id=request.id)
     for name, array in request.inputs.items():
         made.inputs.add(name=name, datatype=TYPES[array.dtype.name], shape=array.shape)
-        made.raw_input_contents.append(to_bytes(array))
+        made.raw_input_contents.append(raw_bytes(array))
     for name in request.outputs:
         made.outputs.add(name=name)
     made.parameters["timeout"].int64_param = microseconds(timeout)

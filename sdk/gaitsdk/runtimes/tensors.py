@@ -48,7 +48,7 @@ class Request:
 
 
 def import_client(name: str) -> Any:
-    """A module of tritonclient; MissingDependencyError where it is not installed."""
+    """A module that comes with tritonclient; MissingDependencyError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -78,7 +78,7 @@ def microseconds(seconds: float) -> int:
     return max(1, int(seconds * 1e6))
 
 
-def to_bytes(array: NDArray[Any]) -> bytes:
+def raw_bytes(array: NDArray[Any]) -> bytes:
     """The elements of a tensor in Triton's order; each of BYTES (an object array of bytes) after its length."""
     if array.dtype != object:
         return array.tobytes()
