@@ -118,8 +118,8 @@ class Decision(Batched):
         """Logs and counts an identification.
 
         Args:
-            firsts: `decision` and `shortlist_rank` of the first candidates `[n]`, `margin` `[n]`; `seconds` `[n, 2]` but
-                where several models share the work.
+            firsts: `decision`, `shortlist_rank` (of the first candidates) and `margin`, `[n]` each; `seconds` `[n, 2]`,
+                unless several models share the work.
             line: of the log, without the decisions.
         """
         decisions = [each.decode() for each in firsts["decision"]]
