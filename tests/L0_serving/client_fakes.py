@@ -148,6 +148,7 @@ class FakeTriton:
         self.batches: list[int] = []
         self.deadlines: list[float] = []
         self.headers: list[dict[str, str]] = []
+        self.wanted: list[bool] = []  # whether a gRPC call was still there when its answer was
         self.stopping = threading.Event()
         self.stop, port = (_serve_grpc if protocol == "grpc" else _serve_http)(self)
         self.proxy = Proxy(port)
@@ -217,6 +218,8 @@ def _serve_grpc(fake: FakeTriton) -> tuple[Callable[[], Any], int]:
             outputs = fake.answer(request.model_name, inputs)
         except Refused as refused:
             context.abort(refused.code, str(refused))
+        finally:
+            fake.wanted.append(context.is_active())
         response = service.ModelInferResponse(model_name=request.model_name)
         for name, array in outputs.items():
             kind, raw = encode(array)

@@ -149,6 +149,26 @@ def test_what_is_refused_is_not_sent_again(fake: FakeTriton, monkeypatch: pytest
     assert arrived(fake, 4) and len(looks) == 4
 
 
+def test_a_call_whose_walk_was_refused_is_not_cancelled() -> None:
+    fake = FakeTriton("grpc")
+    fake.script = ["late"]
+    with Recognizer.connect(fake.url, timeout=5) as client:
+        started = time.monotonic()
+        with pytest.raises(SilhouetteError, match="noise"):
+            client.identify(NOISE)
+        assert time.monotonic() - started < 0.2, "the caller does not wait"
+    assert arrived(fake, 1)
+    assert fake.wanted == [True, True], "nor does closing"
+    fake.script = ["stall"]
+    client = Recognizer.connect(fake.url, timeout=5)
+    with pytest.raises(SilhouetteError, match="noise"):
+        client.identify(NOISE)
+    started = time.monotonic()
+    client.close()
+    assert time.monotonic() - started < 3, "but not for ever"
+    fake.close()
+
+
 def test_an_interruption_ends_it(fake: FakeTriton, client: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(walks: Walks) -> None:
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from gaitsdk.runtimes.wire import CONNECT_TIMEOUT, MAX_MESSAGE_BYTES
 if TYPE_CHECKING:
     from gaitsdk.engine import Meanwhile
 
+#: Seconds that closing waits for answers that nobody wants any more.
+_CLOSING = 1.0
 _PARAMETERS = {str: "string_param", bool: "bool_param", int: "int64_param", float: "double_param"}
 
 
@@ -42,6 +45,7 @@ class GrpcTransport:
         self._grpc, self._messages = import_client("grpc"), import_client("tritonclient.grpc.service_pb2")
         self._result = import_client("tritonclient.grpc").InferResult
         self._headers, self._closed = tuple(address.headers.items()), False
+        self._unwanted: list[threading.Thread] = []
         arguments = _channel(address)
         experimental = import_client("grpc.experimental").ChannelOptions
         options = [*arguments["channel_args"], (experimental.SingleThreadedUnaryStream, 1)]
@@ -70,7 +74,7 @@ class GrpcTransport:
                 raise was_closed(self.url) from None
             raise typed(str(error.code()), error.details() or "", self.url, timeout) from None
         except BaseException:  # of `meanwhile`, or Ctrl-C
-            threading.Thread(target=_hear_out, args=(call,), daemon=True).start()
+            self._hear_out(call)
             raise
         finally:
             del call  # it is the error itself, and would hold this frame, which holds it
@@ -86,8 +90,23 @@ class GrpcTransport:
                 raise was_closed(self.url) from None
             raise
 
+    def _hear_out(self, call: Any) -> None:
+        """Waits, in a thread, for an answer that nobody wants any more: older servers may die of a call that is
+        cancelled, and a call is cancelled when it is forgotten or its channel closed. It has a deadline."""
+
+        def wait() -> None:
+            with suppress(Exception):
+                list(islice(call, 2))
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        self._unwanted = [*(each for each in self._unwanted if each.is_alive()), thread]
+
     def close(self) -> None:
         self._closed = True
+        until = time.monotonic() + _CLOSING
+        for each in self._unwanted:
+            each.join(max(0.0, until - time.monotonic()))
         self._channel.close()
 
 
@@ -121,13 +140,6 @@ class AsyncGrpcTransport:
     async def close(self) -> None:
         self._closed = True
         await self._server.close()
-
-
-def _hear_out(call: Any) -> None:
-    """Waits for an answer that nobody wants any more: older servers may die of a call that is cancelled, and a call is
-    cancelled when it is forgotten. It has a deadline."""
-    with suppress(Exception):
-        list(islice(call, 2))
 
 
 def message(messages: Any, request: Request, timeout: float) -> Any:
