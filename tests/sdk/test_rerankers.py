@@ -208,9 +208,11 @@ def test_who_looks_like_the_probe_is_first(name: str) -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e15])
 def test_features_that_are_all_the_same_keep_their_order(name: str, value: float) -> None:
     same = np.full((2, 30, 3, 5), value, np.float32)
+    # Its matrix products may round columns differently: seen with OpenBLAS on a CPU without AVX-512.
+    rounding = 1e-6 if name == "k-reciprocal" else 0
     for options in ({}, TIGHT[name]):
         found = rerankers.create(name, **options).rescore(same[:, 0], same)
-        assert np.isfinite(found).all() and np.ptp(found) == 0
+        assert np.isfinite(found).all() and np.ptp(found) <= rounding
         full = rerankers.create(name, "full", **options).rescore_all(same[0, :2], same[0])
         assert full.shape == (2, 30) and np.isfinite(full).all()
 
