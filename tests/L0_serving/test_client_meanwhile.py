@@ -153,16 +153,16 @@ def test_a_call_whose_walk_was_refused_is_not_cancelled() -> None:
     fake = FakeTriton("grpc")
     fake.script = ["late"]
     with Recognizer.connect(fake.url, timeout=5) as client:
-        started = time.monotonic()
         with pytest.raises(SilhouetteError, match="noise"):
             client.identify(NOISE)
-        assert time.monotonic() - started < 0.2, "the caller does not wait"
     assert arrived(fake, 1)
-    assert fake.wanted == [True, True], "nor does closing"
+    assert fake.wanted == [True, True], "closing does"
     fake.script = ["stall"]
     client = Recognizer.connect(fake.url, timeout=5)
+    started = time.monotonic()
     with pytest.raises(SilhouetteError, match="noise"):
         client.identify(NOISE)
+    assert time.monotonic() - started < 2, "the caller does not wait"
     started = time.monotonic()
     client.close()
     assert time.monotonic() - started < 3, "but not for ever"
